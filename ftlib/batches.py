@@ -132,8 +132,10 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch with its tensors on `device`."""
-        move = {name: getattr(self, name).to(device, non_blocking=True)
-                for name in ("ids_T", "positions_T", "rows_N", "targets_N", "weights_N", "owner_N")}
+        move = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("ids_T", "positions_T", "rows_N", "targets_N", "weights_N", "owner_N")
+        }
         extras = {name: value.to(device, non_blocking=True) for name, value in self.extras.items()}
         return replace(self, **move, extras=extras)
 
@@ -189,7 +191,11 @@ class LossOutput:
         """
         missing = sorted(set(self.terms) - set(counts))
         if missing:
-            raise ShapeError(f"LossOutput.loss: expected a count for each of {sorted(self.terms)}, missing {missing}.")
-        parts = [mean.sum / max(float(counts[name]), torch.finfo(torch.float32).tiny)
-                 for name, mean in self.terms.items()]
+            raise ShapeError(
+                f"LossOutput.loss: expected a count for each of {sorted(self.terms)}, missing {missing}."
+            )
+        parts = [
+            mean.sum / max(float(counts[name]), torch.finfo(torch.float32).tiny)
+            for name, mean in self.terms.items()
+        ]
         return torch.stack(parts).sum()

@@ -82,10 +82,18 @@ class DataError(FtlibError, ValueError):
         self.excerpt = excerpt if excerpt is None else excerpt[:80]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, {
-            "code": self.code, "file": self.file, "row": self.row,
-            "column": self.column, "byte": self.byte, "excerpt": self.excerpt,
-        })
+        return _rebuild, (
+            type(self),
+            self.message,
+            {
+                "code": self.code,
+                "file": self.file,
+                "row": self.row,
+                "column": self.column,
+                "byte": self.byte,
+                "excerpt": self.excerpt,
+            },
+        )
 
 
 def _rebuild(cls: type[DataError], message: str, fields: dict[str, Any]) -> DataError:
