@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
-PIP    := $(RUN) -m pip --quiet --disable-pip-version-check
+PIP    := $(RUN) -m pip -qq --disable-pip-version-check
 
 .PHONY: help demo test bench clean
 .DELETE_ON_ERROR:
