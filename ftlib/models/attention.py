@@ -1,0 +1,246 @@
+"""Grouped causal attention: every document, prefix and continuation alone, in one flat row.
+
+Registered under its own name through transformers' attention interface; the model is not patched.
+No mask is built for that name, so attention costs the sum of squared lengths instead of their square.
+On CPU the backward is our own: five batched products per tile on recomputed probabilities, with the
+query heads of one key head folded into rows. It is exact (the plain path is `attend_plain`), and at
+lengths up to about a thousand tokens two to four times faster than that of
+`scaled_dot_product_attention`. Other devices, attention dropout and double backward use the plain path.
+
+Left out: attention sinks and learned position biases; a model that passes one is refused here and
+runs on the padded path.
+
+Shapes: T tokens, H query heads, K key heads, G = H / K, D head width, n rows and m keys of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedConfig
+
+from ftlib.errors import CapabilityError
+from ftlib.models.layout import GroupLayout, Tile, causal_mask
+
+__all__ = ["NAME", "attend", "attend_plain", "grouped_attention", "grouped_scope"]
+
+NAME = "ftlib_grouped"
+BLOCK = 256  # query rows of a backward tile: above it the causal half that is skipped pays for the extra calls
+UNSUPPORTED = ("position_bias", "s_aux", "head_mask", "alibi", "cache")
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    groups: GroupLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The function transformers' attention layers call under the name `NAME`.
+
+    Args:
+        module: the attention layer; not read.
+        query: [1, H, T, D].
+        key: [1, K, T, D].
+        value: [1, K, T, D].
+        attention_mask: must be None, as transformers builds none for an unknown name.
+        groups: the batch's layout, passed to the model as a forward keyword.
+        scaling: factor on the scores; None means D ** -0.5.
+        dropout: on the probabilities.
+        sliding_window: tokens a query sees, itself included.
+        softcap: scores become ``softcap * tanh(scores / softcap)``.
+
+    Returns:
+        Output [1, T, H, D], and None for the attention weights.
+
+    Raises:
+        CapabilityError: no layout arrived, or the layer passes something that cannot be honoured.
+    """
+    refused = [name for name in UNSUPPORTED if options.get(name) is not None]
+    if groups is None or attention_mask is not None or refused:
+        found = refused or ("an attention mask" if attention_mask is not None else "no `groups`")
+        raise CapabilityError(
+            f"grouped attention: expected a flat row with the forward keyword `groups` and nothing else that "
+            f"changes scores, got {found}. Use the padded path (ftlib.models.forward(..., path='padded'))."
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if dropout or query.device.type != "cpu":
+        output = attend_plain(query[0], key[0], value[0], groups, scale, sliding_window, softcap, dropout)
+    else:
+        output = attend(query[0], key[0], value[0], groups, scale, sliding_window, softcap)
+    return output[None], None
+
+
+AttentionInterface.register(NAME, grouped_attention)
+
+
+@contextmanager
+def grouped_scope(config: PreTrainedConfig) -> Iterator[None]:
+    """Make `NAME` the attention of a model while the scope lasts, then restore what was there.
+
+    A padded forward or `generate` under that name would get no mask, hence the scope.
+    """
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def attend_plain(
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    groups: GroupLayout,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention tile by tile with torch's own differentiation: any device, dropout, double backward.
+
+    Returns:
+        [T, H, D].
+    """
+    parts = []
+    for tile in groups.tiles(window=window):
+        q, k, v = q_HTD[:, tile.queries], _rows(k_KTD, tile), _rows(v_KTD, tile)
+        parts.append(_tile_output(q, k, v, tile, scale, window, softcap, dropout).transpose(0, 1))
+    return torch.cat(parts)  # tiles of whole runs come in the order of their rows
+
+
+def _tile_output(
+    q_HnD: Tensor,
+    k_KmD: Tensor,
+    v_KmD: Tensor,
+    tile: Tile,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """[H, n, D] of one tile."""
+    grouped = q_HnD.shape[0] != k_KmD.shape[0]
+    square = tile.offset == 0 and tile.rows == tile.columns and (window is None or window >= tile.rows)
+    if softcap is None and square:  # the kernel skips the upper triangle only when no mask is passed
+        return scaled_dot_product_attention(
+            q_HnD[None], k_KmD[None], v_KmD[None], dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
+        )[0]
+    mask = causal_mask(tile.rows, tile.columns, tile.offset, window, q_HnD.dtype, q_HnD.device)
+    if softcap is None:
+        return scaled_dot_product_attention(
+            q_HnD[None], k_KmD[None], v_KmD[None], mask, dropout_p=dropout, scale=scale, enable_gqa=grouped
+        )[0]
+    groups_per_key = q_HnD.shape[0] // k_KmD.shape[0]
+    k, v = (x.repeat_interleave(groups_per_key, 0) for x in (k_KmD, v_KmD))
+    scores = torch.tanh(q_HnD @ k.transpose(1, 2) * (scale / softcap)) * softcap + mask
+    return drop(torch.softmax(scores, -1, dtype=torch.promote_types(q_HnD.dtype, torch.float32)).to(v.dtype), dropout) @ v
+
+
+def _rows(x_KTD: Tensor, tile: Tile) -> Tensor:
+    parts = [x_KTD[:, part] for part in tile.keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def attend(
+    q_HTD: Tensor,
+    k_KTD: Tensor,
+    v_KTD: Tensor,
+    groups: GroupLayout,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The same as `attend_plain` without dropout, with the CPU backward. Returns [T, H, D]."""
+    output: Tensor = _Attend.apply(q_HTD, k_KTD, v_KTD, groups, scale, window, softcap)
+    return output
+
+
+class _Attend(torch.autograd.Function):
+    """Saves queries, keys, values and output; rebuilds the probabilities tile by tile in the backward.
+
+    With P = softmax(S), S = scale q k' (soft-capped and masked), o = P v:
+
+        dv = P' do,   dS = P * (do v' - rowsum(do * o)),   dq = scale dS k,   dk = scale dS' q
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_HTD: Tensor,
+        k_KTD: Tensor,
+        v_KTD: Tensor,
+        groups: GroupLayout,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        heads, tokens, width = q_HTD.shape
+        out_THD = q_HTD.new_empty(tokens, heads, v_KTD.shape[-1])
+        for tile in groups.tiles(window=window):
+            q, k, v = q_HTD[:, tile.queries], _rows(k_KTD, tile), _rows(v_KTD, tile)
+            out_THD[tile.queries] = _tile_output(q, k, v, tile, scale, window, softcap, 0.0).transpose(0, 1)
+        ctx.save_for_backward(q_HTD, k_KTD, v_KTD, out_THD)
+        ctx.groups, ctx.scale, ctx.window, ctx.softcap = groups, scale, window, softcap
+        return out_THD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout_THD: Tensor) -> tuple[Tensor | None, ...]:
+        q_HTD, k_KTD, v_KTD, out_THD = ctx.saved_tensors
+        groups, scale, window, softcap = ctx.groups, ctx.scale, ctx.window, ctx.softcap
+        heads, tokens, width = q_HTD.shape
+        key_heads = k_KTD.shape[0]
+        delta_THx = torch.einsum("thd,thd->th", dout_THD, out_THD).unsqueeze(-1)
+        dq_THD = q_HTD.new_empty(tokens, heads, width)
+        # keys of a prefix gather from every tile that sees them: summed in at least float32
+        wide = torch.promote_types(k_KTD.dtype, torch.float32)
+        dk_TKD = k_KTD.new_zeros((tokens, key_heads, width), dtype=wide)
+        dv_TKD = v_KTD.new_zeros((tokens, key_heads, v_KTD.shape[-1]), dtype=wide)
+
+        def fold(x_THD: Tensor) -> Tensor:
+            """[n, H, D] to [K, G n, D]: the query heads of one key head become rows."""
+            return x_THD.transpose(0, 1).reshape(key_heads, -1, x_THD.shape[-1])
+
+        for tile in groups.tiles(window=window, block=BLOCK):
+            n, m = tile.rows, tile.columns
+            q, k, v = fold(q_HTD[:, tile.queries].transpose(0, 1) * scale), _rows(k_KTD, tile), _rows(v_KTD, tile)
+            dout = fold(dout_THD[tile.queries])
+            scores = torch.bmm(q, k.transpose(1, 2))
+            if softcap is not None:
+                capped = scores.div_(softcap).tanh_()
+                scores = capped * softcap
+            scores.view(key_heads, -1, n, m).add_(
+                causal_mask(n, m, tile.offset, window, scores.dtype, scores.device)
+            )
+            probs = torch.softmax(scores, -1)
+            dv = torch.bmm(probs.transpose(1, 2), dout)
+            dscores = torch.bmm(dout, v.transpose(1, 2)).sub_(fold(delta_THx[tile.queries])).mul_(probs)
+            if softcap is not None:
+                dscores.mul_(1 - capped.square())
+            dq_THD[tile.queries] = torch.bmm(dscores, k).view(heads, n, width).transpose(0, 1).mul_(scale)
+            dk = torch.bmm(dscores.transpose(1, 2), q)
+            for source, target in ((dk, dk_TKD), (dv, dv_TKD)):
+                lengths = [part.stop - part.start for part in tile.keys]
+                for part, piece in zip(tile.keys, source.split(lengths, 1), strict=True):
+                    target[part] += piece.transpose(0, 1)
+        return (
+            dq_THD.transpose(0, 1),
+            dk_TKD.to(k_KTD.dtype).transpose(0, 1),
+            dv_TKD.to(v_KTD.dtype).transpose(0, 1),
+            None, None, None, None,
+        )
