@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from ftlib.demo.corpora import docstring_pairs, split_pairs, topic_records
+from ftlib.demo.report import Report
 
-__all__ = ["docstring_pairs", "split_pairs", "topic_records"]
+__all__ = ["Report", "docstring_pairs", "split_pairs", "topic_records"]
