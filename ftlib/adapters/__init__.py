@@ -1,0 +1,19 @@
+"""Adapter factories over peft. Each returns an `Adapter`: a peft configuration and what it can do."""
+
+from ftlib.adapters.adapter import Adapter
+from ftlib.adapters.attach import attach, load_adapter, merge, model_capabilities
+from ftlib.adapters.capability import Capabilities, capabilities_of
+from ftlib.adapters.full import full
+from ftlib.adapters.lora import lora
+
+__all__ = [
+    "Adapter",
+    "Capabilities",
+    "attach",
+    "capabilities_of",
+    "full",
+    "load_adapter",
+    "lora",
+    "merge",
+    "model_capabilities",
+]

@@ -1,0 +1,106 @@
+"""Bind an adapter to a model, fold it in, save it, load it: peft does the work.
+
+`attach` changes the model it is given, as peft does: its linear layers are wrapped in place and its
+base weights frozen. `merge` is the way back to a plain transformers model.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import cast
+
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ftlib.adapters.adapter import Adapter
+from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
+from ftlib.adapters.fused import fuse
+from ftlib.errors import CapabilityError, ConfigError
+
+__all__ = ["attach", "load_adapter", "merge", "model_capabilities"]
+
+AnyModel = PreTrainedModel | PeftModel
+
+
+def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name: str = "default") -> AnyModel:
+    """Put an adapter on a model and make its weights the trainable ones.
+
+    Args:
+        model: a transformers model, changed in place; or a peft model, which gets one more adapter.
+        adapter: what `ftlib.adapters` makes, any `peft.PeftConfig` (copied, never changed), or the
+            folder of a saved adapter.
+        name: the adapter's name in the model.
+
+    Returns:
+        The model to train: `model` itself for `full()`, else a `PeftModel` around it.
+
+    Raises:
+        ConfigError: the name is taken.
+        CapabilityError: `full()` on a model that already has adapters.
+    """
+    if isinstance(adapter, str | Path):
+        return load_adapter(model, adapter, name=name)
+    if isinstance(adapter, PeftConfig):
+        adapter = Adapter.of(adapter)
+    if adapter.config is None:
+        if isinstance(model, PeftModel):
+            raise CapabilityError(
+                "attach: expected a plain transformers model for full fine-tuning, got one with adapters. "
+                "Merge them first: ftlib.adapters.merge(model)."
+            )
+        return cast(PreTrainedModel, model.requires_grad_(True))
+    config = _bound_copy(model, adapter.config)
+    if isinstance(model, PeftModel):
+        if name in model.peft_config:
+            raise ConfigError(f"attach: expected a free adapter name, got {name!r}. Taken: {sorted(model.peft_config)}.")
+        model.add_adapter(name, config)
+        model.set_adapter(name)
+        return model
+    return cast(PeftModel, get_peft_model(model, config, adapter_name=name))
+
+
+def load_adapter(
+    model: AnyModel, folder: str | Path, *, name: str = "default", trainable: bool = True
+) -> PeftModel:
+    """Put a saved adapter on a model. The base is the model given, never the one named in the folder."""
+    config = _bound_copy(model, PeftConfig.from_pretrained(str(folder)))
+    config.inference_mode = not trainable
+    if isinstance(model, PeftModel):
+        model.load_adapter(str(folder), name, is_trainable=trainable, peft_config=config)
+        model.set_adapter(name)
+        return model
+    return PeftModel.from_pretrained(
+        model, str(folder), adapter_name=name, is_trainable=trainable, config=config
+    )
+
+
+def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:
+    """A copy of the configuration, fitted to this model, with the fused projection where it applies."""
+    copy = fuse(deepcopy(config))
+    copy.base_model_name_or_path = None  # peft writes the name of the model at hand
+    if hasattr(copy, "fan_in_fan_out") and any(type(module) is Conv1D for module in model.modules()):
+        copy.fan_in_fan_out = True  # GPT-2 stores its matrices transposed
+    return copy
+
+
+def merge(model: AnyModel) -> PreTrainedModel:
+    """Fold the active adapter into the base and return a plain transformers model, with equal logits.
+
+    Raises:
+        CapabilityError: the adapter cannot be merged.
+    """
+    if not isinstance(model, PeftModel):
+        return model
+    if not model_capabilities(model).mergeable:
+        raise CapabilityError(
+            f"merge: expected an adapter that adds to weights, got {model.active_peft_config.peft_type}. "
+            "Save the adapter beside its base instead."
+        )
+    return cast(PreTrainedModel, model.merge_and_unload())
+
+
+def model_capabilities(model: AnyModel) -> Capabilities:
+    """What the active adapter of a model can do; `FULL` for a plain model."""
+    return capabilities_of(model.active_peft_config) if isinstance(model, PeftModel) else FULL

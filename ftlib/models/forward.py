@@ -1,0 +1,68 @@
+"""One forward for every objective: log-probabilities of a packed batch's targets.
+
+Which path a model takes is planned once, from declared capabilities and a start-up check (`plan.py`);
+what the paths compute is in `scoring.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from ftlib.batches import PackedBatch
+from ftlib.models.parts import Path
+from ftlib.models.plan import plan_for
+from ftlib.models.scoring import Scored, score
+
+__all__ = ["Scorer", "forward"]
+
+
+class Scorer(nn.Module):
+    """A model behind the one forward, as a module: what accelerate prepares and wraps.
+
+    Calling the inner model's body from outside would skip the gradient synchronisation of a
+    distributed wrapper; inside this module's forward it does not.
+    """
+
+    def __init__(self, model: nn.Module, *, path: Path | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.path = path
+
+    def forward(
+        self, batch: PackedBatch, *, temperature: float = 1.0, entropy: bool = False, hidden: bool = False
+    ) -> Scored:
+        """See `forward`."""
+        plan = plan_for(self.model)
+        if self.path == "grouped":
+            plan.require_grouped()
+        plan = plan if self.path is None else replace(plan, path=self.path)
+        return score(plan, batch, temperature=temperature, entropy=entropy, hidden=hidden)
+
+
+def forward(
+    model: nn.Module,
+    batch: PackedBatch,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    hidden: bool = False,
+    path: Path | None = None,
+) -> Scored:
+    """Log-probabilities of the batch's targets under the model.
+
+    Args:
+        model: a transformers or peft causal model, a `Scorer`, or a wrapper accelerate put around one.
+        batch: on the model's device.
+        temperature: divides the logits, > 0.
+        entropy: also return the entropy of each scored row.
+        hidden: also return the hidden state of each continuation's last token.
+        path: force one path; None takes the planned one.
+
+    Raises:
+        CapabilityError: the model cannot take the path asked for.
+    """
+    scorer = model if isinstance(getattr(model, "module", model), Scorer) else Scorer(model, path=path)
+    scored: Scored = scorer(batch, temperature=temperature, entropy=entropy, hidden=hidden)
+    return scored

@@ -1,0 +1,98 @@
+"""Log-probabilities of a packed batch on a planned path: flat and grouped, or padded.
+
+    1. the body runs once, over the flat row or over one padded row per continuation;
+    2. the head turns the scored rows, and no others, into log-probabilities.
+
+Shapes: T tokens, N scored rows, C continuations, L padded length, D hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from ftlib.batches import PackedBatch, Span
+from ftlib.models.attention import grouped_scope
+from ftlib.models.head import head_logprobs
+from ftlib.models.layout import GroupLayout
+from ftlib.models.parts import Plan
+
+__all__ = ["Scored", "score"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What the model says of a packed batch.
+
+    Args:
+        logprobs_N: log-probability of each target, nats, at least float32.
+        entropy_N: entropy of each scored row, nats, detached; None unless asked for.
+        last_CD: final hidden state at each continuation's last token; None unless asked for.
+    """
+
+    logprobs_N: Tensor
+    entropy_N: Tensor | None = None
+    last_CD: Tensor | None = None
+
+
+def score(
+    plan: Plan, batch: PackedBatch, *, temperature: float = 1.0, entropy: bool = False, hidden: bool = False
+) -> Scored:
+    """The forward of a planned model; `forward` is this with the plan looked up."""
+    run = _grouped_hidden if plan.path == "grouped" else _padded_hidden
+    rows_ND, last_CD = run(plan, batch, hidden)
+    output = head_logprobs(plan.head, rows_ND, batch.targets_N, temperature=temperature, entropy=entropy)
+    return Scored(output.logprobs_N, output.entropy_N, last_CD)
+
+
+def _grouped_hidden(plan: Plan, batch: PackedBatch, hidden: bool) -> tuple[Tensor, Tensor | None]:
+    """Hidden states [N, D] of the scored rows, and of last tokens [C, D], from one flat row."""
+    with grouped_scope(plan.body.config):
+        output = plan.body(
+            input_ids=batch.ids_T[None],
+            position_ids=batch.positions_T[None],
+            use_cache=False,
+            groups=GroupLayout(batch.spans),
+        )
+    states_TD = output.last_hidden_state[0]
+    last_CD = states_TD[_last_rows(batch.spans, states_TD.device)] if hidden else None
+    return states_TD[batch.rows_N], last_CD
+
+
+def _last_rows(spans: tuple[Span, ...], device: torch.device) -> Tensor:
+    rows = []
+    for span in spans:
+        row = span.start + span.prefix
+        for length in span.continuations:
+            row += length
+            rows.append(row - 1)
+    return torch.tensor(rows, device=device)
+
+
+def _padded_hidden(plan: Plan, batch: PackedBatch, hidden: bool) -> tuple[Tensor, Tensor | None]:
+    """The same from one padded row per continuation, each with its own copy of the prefix."""
+    device = batch.ids_T.device
+    rows_of: list[Tensor] = []  # of each continuation: the rows of its prefix, then its own
+    for span in batch.spans:
+        prefix = torch.arange(span.start, span.start + span.prefix, device=device)
+        row = span.start + span.prefix
+        for length in span.continuations:
+            rows_of.append(torch.cat([prefix, torch.arange(row, row + length, device=device)]))
+            row += length
+    index_CL = nn.utils.rnn.pad_sequence(rows_of, batch_first=True)
+    sizes_C = torch.tensor([len(rows) for rows in rows_of], device=device)
+    columns_L = torch.arange(index_CL.shape[1], device=device)
+    mask_CL = columns_L[None] < sizes_C[:, None]
+    arguments: dict[str, Any] = {"attention_mask": mask_CL.long()}
+    if plan.takes_positions:
+        arguments["position_ids"] = columns_L[None].expand_as(index_CL)
+    output = plan.body(input_ids=batch.ids_T[index_CL], use_cache=False, **arguments)
+    states_CLD = output.last_hidden_state
+    # a scored row belongs to one continuation: its column is its position in that row
+    columns_N = batch.positions_T[batch.rows_N]
+    last_CD = states_CLD[torch.arange(len(rows_of), device=device), sizes_C - 1] if hidden else None
+    return states_CLD[batch.owner_N, columns_N], last_CD
