@@ -21,6 +21,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 from ftlib.errors import ConfigError
 
@@ -35,6 +36,8 @@ _WORDS = range(3, 81)
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n")
 # Doctests, signatures with a result, rulers and tables, list items, indented blocks.
 _NOT_PROSE = re.compile(r">>>|->|[-=+|~]{3,}|^[-*+] |^\s", re.MULTILINE)
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_Documentable: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _BARE_CALL = re.compile(r"[\w.]+\(.*\)")
 
 
@@ -184,18 +187,14 @@ def _docstrings() -> Iterator[tuple[str, str]]:
                 yield from _documented(ast.parse(file.read_bytes()), ".".join(parts))
 
 
-def _documented(
-    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str
-) -> Iterator[tuple[str, str]]:
+def _documented(node: _Documentable, name: str) -> Iterator[tuple[str, str]]:
     docstring = ast.get_docstring(node, clean=False)
     if docstring:
         yield name, docstring
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return  # functions inside functions have no public name
-    for child in node.body:
-        is_definition = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if is_definition and not child.name.startswith("_"):
-            yield from _documented(child, f"{name}.{child.name}")
+    if isinstance(node, ast.Module | ast.ClassDef):  # functions inside functions have no public name
+        for child in node.body:
+            if isinstance(child, _DEFINITIONS) and not child.name.startswith("_"):
+                yield from _documented(child, f"{name}.{child.name}")
 
 
 def _first_paragraph(docstring: str) -> str | None:
