@@ -48,17 +48,23 @@ def capture_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: NumPy's global generator was replaced by one that is not a Mersenne twister.
     """
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  the global one is meant
+    numpy = dict(np.random.get_state(legacy=False))  # noqa: NPY002  the global one is meant
+    kind, words_624 = numpy["bit_generator"], numpy["state"]
     if kind != "MT19937":
         raise CheckpointError(
             f"numpy.random: expected the MT19937 generator, got {kind}. Restore the default one."
         )
-    tensors = {"torch_cpu": torch.get_rng_state(), "numpy_keys": torch.from_numpy(keys.astype(np.int64))}
+    keys = torch.from_numpy(words_624["key"].astype(np.int64))
+    tensors = {"torch_cpu": torch.get_rng_state(), "numpy_keys": keys}
     if torch.cuda.is_initialized():
         tensors |= {f"cuda_{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
     version, words, next_gauss = random.getstate()
     scalars = {
-        "numpy": {"position": int(position), "has_gauss": int(has_gauss), "gauss": float(gauss)},
+        "numpy": {
+            "position": int(words_624["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "gauss": float(numpy["gauss"]),
+        },
         "python": {"version": version, "words": list(words), "next_gauss": next_gauss},
     }
     return tensors, scalars
@@ -184,15 +190,15 @@ def stop_signals() -> Iterator[StopFlag]:
     before: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (int(signal.SIGTERM), int(signal.SIGINT)):
                 found = signal.getsignal(number)
                 if found not in (None, signal.SIG_IGN):  # None: set by other than Python, cannot be put back
                     before[number] = found
                     signal.signal(number, on_signal)
         yield flag
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for watched, handler in before.items():
+            signal.signal(watched, handler)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class RunLock:
         if owner is not None and _alive(owner):
             raise CheckpointError(
                 f"{path}: expected a free folder, got one held by process {owner.get('pid')} on host "
-                f"{owner.get('host')}. Stop it or use another output_dir; delete the file if it is surely gone."
+                f"{owner.get('host')}. Stop it, use another output_dir, or delete the file if it is gone."
             )
         mine = _this_process()
         fresh = path.with_name(f".{LOCK}.new")
