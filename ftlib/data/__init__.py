@@ -1,0 +1,26 @@
+"""Records, formatters, the encoder, splits, the sampler and the collator."""
+
+from __future__ import annotations
+
+from ftlib.data import formatters
+from ftlib.data.collate import collate
+from ftlib.data.encode import Encoder
+from ftlib.data.records import load_records
+from ftlib.data.sampler import StepSampler, balance, pack
+from ftlib.data.segments import Conversation, Formatter, Segment, Segments
+from ftlib.data.split import split
+
+__all__ = [
+    "Conversation",
+    "Encoder",
+    "Formatter",
+    "Segment",
+    "Segments",
+    "StepSampler",
+    "balance",
+    "collate",
+    "formatters",
+    "load_records",
+    "pack",
+    "split",
+]

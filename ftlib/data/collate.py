@@ -1,0 +1,127 @@
+"""Encoded examples to one `PackedBatch`: laid flat, no padding, only the scored rows named.
+
+Shapes: T tokens of the batch, N scored rows, C continuations, P and L tokens of one prefix and one
+continuation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftlib.batches import Group, PackedBatch, Span
+from ftlib.errors import ShapeError
+
+__all__ = ["collate", "group"]
+
+_FIELDS = ("prefix_ids", "prefix_weights", "continuation_ids", "continuation_weights")
+_UNPREDICTED = -1  # no token stands before this one in its own sequence
+
+
+def group(row: Mapping[str, Any]) -> Group:
+    """One encoded row as a `Group`. Columns that hold one number per continuation become extras.
+
+    Raises:
+        ShapeError: the row lacks a column of encoded data, or an extra has another length.
+    """
+    missing = [name for name in _FIELDS if name not in row]
+    if missing:
+        raise ShapeError(
+            f"collate: expected encoded rows, missing {missing} in {sorted(row)}. Encode them first."
+        )
+    continuations = row["continuation_ids"]
+    extras = {}
+    for name, value in row.items():
+        if name in _FIELDS or not isinstance(value, (list, tuple, Tensor)):
+            continue
+        if len(value) != len(continuations):
+            raise ShapeError(
+                f"collate: expected one {name} per continuation ({len(continuations)}), got {len(value)}."
+            )
+        extras[name] = tuple(float(number) for number in value)
+    return Group(
+        prefix_ids=torch.as_tensor(row["prefix_ids"], dtype=torch.int64),
+        prefix_weights=torch.as_tensor(row["prefix_weights"], dtype=torch.float32),
+        continuation_ids=tuple(torch.as_tensor(ids, dtype=torch.int64) for ids in continuations),
+        continuation_weights=tuple(
+            torch.as_tensor(weights, dtype=torch.float32) for weights in row["continuation_weights"]
+        ),
+        extras=extras,
+    )
+
+
+def collate(examples: Sequence[Mapping[str, Any] | Group], *, score_all: bool = False) -> PackedBatch:
+    """Lay encoded examples flat.
+
+    A token is scored by the hidden state of the token before it in its own sequence: the last prefix
+    token predicts the first token of every continuation. The first token of a sequence has none
+    before it and is never scored.
+
+    Args:
+        examples: rows as the encoder gives them, or `Group`s; at least one.
+        score_all: score every predictable continuation token, whatever its weight, for
+            log-probabilities of whole continuations. Otherwise only tokens of weight > 0.
+
+    Returns:
+        The batch; extras are float32 [C].
+
+    Raises:
+        ShapeError: no examples, parts whose lengths differ, or extras that not every example has.
+    """
+    groups = [example if isinstance(example, Group) else group(example) for example in examples]
+    if not groups:
+        raise ShapeError("collate: expected at least one example, got none.")
+    names = sorted(groups[0].extras)
+    for other in groups:
+        if sorted(other.extras) != names:
+            raise ShapeError(
+                f"collate: expected the extras {names} in every example, got {sorted(other.extras)}."
+            )
+
+    ids, positions, scored = [], [], []
+    spans: list[Span] = []
+    start = owner = 0
+    for member in groups:
+        prefix, lengths = len(member.prefix_ids), tuple(map(len, member.continuation_ids))
+        spans.append(Span(start, prefix, lengths))
+        ids += [member.prefix_ids, *member.continuation_ids]
+        positions += [torch.arange(prefix), *(torch.arange(prefix, prefix + n) for n in lengths)]
+        scored += _scored(member, start, owner, score_all=score_all)
+        start, owner = spans[-1].stop, owner + len(lengths)
+
+    rows_N, targets_N, weights_N, owner_N = (torch.cat(column) for column in zip(*scored, strict=True))
+    extras = {
+        name: torch.tensor([value for member in groups for value in member.extras[name]], dtype=torch.float32)
+        for name in names
+    }
+    return PackedBatch(
+        torch.cat(ids), torch.cat(positions), tuple(spans), rows_N, targets_N, weights_N, owner_N, extras
+    )
+
+
+def _scored(
+    member: Group, start: int, owner: int, *, score_all: bool
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(rows, targets, weights, owner) of the scored tokens, for the prefix and each continuation."""
+    prefix = len(member.prefix_ids)
+    # The prefix carries weight only in groups of one continuation, whose loss it then joins.
+    parts = [(member.prefix_ids, member.prefix_weights, start, _UNPREDICTED, owner, False)]
+    offset = start + prefix
+    before = offset - 1 if prefix else _UNPREDICTED
+    for number, tokens in enumerate(member.continuation_ids):
+        weights = member.continuation_weights[number]
+        parts.append((tokens, weights, offset, before, owner + number, score_all))
+        offset += len(tokens)
+    scored = []
+    for tokens_L, weights_L, begin, before, whose, every in parts:
+        rows_L = torch.arange(begin - 1, begin - 1 + len(tokens_L))
+        rows_L[:1] = before
+        keep_L = rows_L != _UNPREDICTED
+        if not every:
+            keep_L &= weights_L > 0
+        rows_N = rows_L[keep_L]
+        scored.append((rows_N, tokens_L[keep_L], weights_L[keep_L], torch.full_like(rows_N, whose)))
+    return scored

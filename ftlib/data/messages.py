@@ -1,0 +1,156 @@
+"""Chat messages in one shape: canonical roles, text content, one name per meaning."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ftlib.data.problems import describe
+from ftlib.errors import DataError
+
+__all__ = ["ROLES", "canonical_messages", "is_message_list"]
+
+ROLES: Mapping[str, str] = {
+    spelling: role
+    for role, spellings in {
+        "system": ("system", "developer"),
+        "user": ("user", "human", "prompter", "input", "query", "question"),
+        "assistant": (
+            "assistant",
+            "gpt",
+            "chatgpt",
+            "bot",
+            "model",
+            "output",
+            "response",
+            "ai",
+            "bing",
+            "bard",
+        ),
+        "tool": (
+            "tool",
+            "ipython",
+            "observation",
+            "observations",
+            "function",
+            "function_response",
+            "tool_response",
+        ),
+    }.items()
+    for spelling in spellings
+}
+_KEPT = ("role", "content", "weight", "tool_calls", "tool_call_id", "name", "reasoning")
+_REASONING = ("reasoning", "reasoning_content", "thinking")
+_WEIGHTS = ("weight", "loss_weight", "loss", "train")
+
+
+def is_message_list(value: object) -> bool:
+    """A list of dicts that each have a role."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and bool(value)
+        and all(isinstance(message, Mapping) and "role" in message for message in value)
+    )
+
+
+def canonical_messages(
+    messages: Sequence[Mapping[str, Any]], column: str, roles: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Messages as they are stored: `role`, `content` and, where given, the other kept keys.
+
+    `tool_calls` become JSON text, since their arguments differ in type from row to row; unknown keys
+    are kept together as JSON text under `extra`. Null keys are absent keys.
+
+    Args:
+        messages: dicts with a role.
+        column: their column, for errors.
+        roles: spelling -> canonical role.
+
+    Raises:
+        DataError: ``unknown_role``, or content that is neither text nor text parts.
+    """
+    return [_canonical(message, f"{column}[{k}]", roles) for k, message in enumerate(messages)]
+
+
+def _canonical(message: Mapping[str, Any], column: str, roles: Mapping[str, str]) -> dict[str, Any]:
+    given = {key: value for key, value in message.items() if value is not None}
+    stored = json.loads(given.pop("extra")) if isinstance(given.get("extra"), str) else {}
+    given |= stored  # canonical once, canonical twice: the same
+    kept: dict[str, Any] = {"role": _role(given.pop("role", None), column, roles)}
+    calls = given.pop("tool_calls", None) or None
+    kept["content"] = _content(given.pop("content", None), column, has_calls=calls is not None)
+    weight = _weight(given, column)
+    if weight is not None:
+        kept["weight"] = weight
+    if calls is not None:
+        kept["tool_calls"] = calls if isinstance(calls, str) else json.dumps(calls, ensure_ascii=False)
+    reasoning = [given.pop(key) for key in _REASONING if key in given]
+    if reasoning:
+        kept["reasoning"] = _text(reasoning[0], f"{column}.reasoning")
+    for key in ("tool_call_id", "name"):
+        if key in given:
+            kept[key] = _text(given.pop(key), f"{column}.{key}")
+    if given:
+        kept["extra"] = json.dumps(given, ensure_ascii=False, sort_keys=True, default=str)
+    return kept
+
+
+def _role(role: Any, column: str, roles: Mapping[str, str]) -> str:
+    known = roles.get(role) if isinstance(role, str) else None
+    if known is None:
+        raise DataError(
+            f"expected a role like system, user, assistant or tool, got {describe(role)}. "
+            f"Map it: roles={{{role!r:.40}: 'assistant'}}.",
+            code="unknown_role",
+            column=f"{column}.role",
+            excerpt=describe(role),
+        )
+    return known
+
+
+def _content(content: Any, column: str, *, has_calls: bool) -> str:
+    if content is None and has_calls:
+        return ""
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        if not all(
+            isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("weight") is None
+            for part in content
+        ):
+            raise DataError(
+                f"expected text or text parts without weights, got {describe(content)}.",
+                column=f"{column}.content",
+                excerpt=describe(content),
+            )
+        content = "".join(part["text"] for part in content)
+    content = _text(content, f"{column}.content")
+    if not content.strip() and not has_calls and not column.startswith("prompt"):
+        raise DataError(
+            f"expected non-empty text, got {content!r}. Remove the row or fill it in.",
+            column=f"{column}.content",
+            excerpt=content,
+        )
+    return content
+
+
+def _text(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"expected text, got {describe(value)}.", column=column, excerpt=describe(value))
+    return value
+
+
+def _weight(given: dict[str, Any], column: str) -> float | None:
+    """The loss weight under any of its names, taken out of `given`."""
+    found = {name: given.pop(name) for name in (*_WEIGHTS, "masked") if name in given}
+    if not found:
+        return None
+    name, value = next(iter(found.items()))
+    try:
+        weight = float(not value) if name == "masked" else float(value)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if len(found) > 1 or not 0.0 <= weight < math.inf:
+        raise DataError(f"expected one finite weight >= 0, got {describe(found)}.", column=f"{column}.{name}")
+    return weight

@@ -1,0 +1,54 @@
+"""Row errors gathered and raised at once, so that a file is repaired in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ftlib.errors import DataError
+
+__all__ = ["SHOWN", "InputNotFoundError", "describe", "gathered"]
+
+SHOWN = 20  # row errors printed in full; the rest are counted
+EXCERPT = 80  # characters of a value quoted in a message
+
+
+class InputNotFoundError(DataError, FileNotFoundError):
+    """The path does not exist or is a directory."""
+
+
+def describe(value: object) -> str:
+    """What was found, short enough for a message: `null`, or the start of its repr.
+
+    Example:
+        >>> describe(None), describe("")
+        ('null', "''")
+    """
+    if value is None:
+        return "null"
+    text = repr(value)
+    return text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
+
+
+def gathered(problems: Sequence[DataError]) -> DataError:
+    """One error for all of `problems`, in their order: the first 20 in full, the rest counted.
+
+    Its file, row and column are those of the first; its code is theirs where all agree, otherwise
+    ``"bad_row"``.
+    """
+    first, *rest = problems
+    if not rest:
+        return first
+    lines = [first.message, *(str(problem) for problem in rest[: SHOWN - 1])]
+    hidden = len(problems) - len(lines)
+    if hidden:
+        lines.append(f"... and {hidden} more of {len(problems)} bad rows.")
+    codes = {problem.code for problem in problems}
+    return DataError(
+        "\n".join(lines),
+        code=first.code if len(codes) == 1 else "bad_row",
+        file=first.file,
+        row=first.row,
+        column=first.column,
+        byte=first.byte,
+        excerpt=first.excerpt,
+    )

@@ -1,0 +1,101 @@
+"""What a formatter returns: text whose parts carry their role in the loss, not yet tokenised.
+
+`Segments` are final text. `Conversation` is a list of messages that only the tokenizer's own template
+can turn into text; the encoder does that and gets `Segments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, final, runtime_checkable
+
+__all__ = ["OUTPUT", "Conversation", "Formatter", "Message", "Role", "Row", "Segment", "Segments", "TrainOn"]
+
+Row = Mapping[str, Any]
+Message = Mapping[str, Any]
+
+Role = Literal["text", "prompt", "completion", "assistant", "tail"]
+OUTPUT: frozenset[str] = frozenset({"text", "completion", "assistant"})  # what a model learns to write
+
+
+@final
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of text with one loss weight.
+
+    Args:
+        text: final text, to be tokenised as it stands.
+        role: `text`, `completion` and `assistant` are what the model writes; `prompt` is what it
+            reads; `tail` is what a template puts after a turn's stop token.
+        weight: explicit loss weight from the data, >= 0; `None` leaves it to `train_on`.
+        control: the control tokens written in this text are meant as such. Text that people wrote
+            says False: there ``<|im_end|>`` stays ten ordinary characters.
+        boundary: the model starts to write here, so no token may span the start of this segment.
+    """
+
+    text: str
+    role: Role
+    weight: float | None = None
+    control: bool = False
+    boundary: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class Segments:
+    """One example as text.
+
+    Args:
+        parts: the segments in order.
+        bos: the example starts with what the tokenizer itself puts before plain text (a BOS token,
+            or nothing); False for rendered templates, which write their own.
+        eos: the example ends in the tokenizer's EOS, weighted like the last part; never doubled.
+    """
+
+    parts: tuple[Segment, ...]
+    bos: bool = True
+    eos: bool = True
+
+    @property
+    def text(self) -> str:
+        """The whole text, without BOS and EOS."""
+        return "".join(part.text for part in self.parts)
+
+
+@final
+@dataclass(frozen=True)
+class Conversation:
+    """Messages to be rendered by the tokenizer's chat template.
+
+    Args:
+        messages: dicts with `role` and `content`, as templates read them.
+        tools: tool schemas, or `None`; never an empty list, for which some templates print text.
+        given: leading messages that belong to the prompt and are trained only by `train_on`
+            ``"assistant"`` and ``"all"``.
+        template: template text that replaces the tokenizer's own.
+        system: `None` leaves the system text to the template, ``""`` asks for none, other text is
+            used where the messages bring none.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Any, ...] | None = None
+    given: int = 0
+    template: str | None = None
+    system: str | None = None
+
+
+@runtime_checkable
+class Formatter(Protocol):
+    """A row to what is trained on. Plain functions are accepted wherever a formatter is."""
+
+    def __call__(self, row: Row, /) -> Segments | Conversation:
+        """The example of one row; a row without its completion gives the prompt alone."""
+        ...
+
+    def row(self, prompt: str, /) -> Row:
+        """The row that stands for a bare prompt at inference."""
+        ...
+
+
+TrainOn = Literal["completion", "assistant", "last", "all", "weighted"] | Callable[[Segments], Any]
