@@ -190,6 +190,8 @@ class RichLine:
     and replaces ``sys.stdout`` until it is stopped.
     """
 
+    BAR = 20  # columns
+
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
 
@@ -204,11 +206,11 @@ class RichLine:
         from rich.table import Table
         from rich.text import Text
 
+        steps, numbers = Text(_steps(progress), "bold"), Text(_numbers(progress))
+        numbers.truncate(max(1, self._console.width - len(steps) - self.BAR - 3), overflow="ellipsis")
         line = Table.grid(padding=(0, 1))
-        for _ in range(3):
-            line.add_column(no_wrap=True)
-        bar = ProgressBar(total=progress.total or None, completed=progress.step, width=20)
-        line.add_row(Text(_steps(progress), "bold"), bar, Text(_numbers(progress), overflow="ellipsis"))
+        bar = ProgressBar(total=progress.total or None, completed=progress.step, width=self.BAR)
+        line.add_row(steps, bar, numbers)
         self._console.control(Control((ControlType.CURSOR_MOVE_TO_COLUMN, 0), (ControlType.ERASE_IN_LINE, 2)))
         with self._console.capture() as captured:
             self._console.print(line, end="")

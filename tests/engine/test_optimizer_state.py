@@ -149,6 +149,21 @@ def test_learning_rate_comes_back_and_machine_flags_stay():
     assert restored.param_groups[0]["betas"] == (0.9, 0.999)
 
 
+@pytest.mark.parametrize(("fused", "step_device"), [(False, "cpu"), (True, "meta")])
+def test_moments_lie_beside_their_parameter_and_the_step_count_where_torch_wants_it(fused, step_device):
+    model = build_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    take_steps(model, optimizer, 0)
+    tensors, scalars = flatten_optimizer(optimizer, named(model))
+    elsewhere = build_model().to("meta")
+    restored = torch.optim.AdamW(elsewhere.parameters())
+    restored.param_groups[0]["fused"] = fused
+    restore_optimizer(restored, named(elsewhere), tensors, scalars)
+    state = restored.state[elsewhere[0].weight]
+    assert state["exp_avg"].device.type == "meta"
+    assert state["step"].device.type == step_device
+
+
 def test_stale_state_of_the_new_optimizer_is_cleared():
     model = build_model()
     tensors, scalars = flatten_optimizer(OPTIMIZERS["adamw"](model), named(model))  # before any step
