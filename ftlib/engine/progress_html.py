@@ -63,7 +63,7 @@ def curve_svg(rows: Sequence[Mapping[str, Any]]) -> str:
         f'<text x="{MARGIN - 4}" y="{bottom}" text-anchor="end">{y0:.4g}</text>',
         f'<text x="{MARGIN}" y="{bottom + 16}">{x0:g}</text>',
         f'<text x="{right}" y="{bottom + 16}" text-anchor="end">step {x1:g}</text>',
-        f'<text x="{MARGIN}" y="{MARGIN - 14}">{"".join(legend)}(nats per token)</text>',
+        f'<text x="{MARGIN}" y="{MARGIN - 14}">{"".join(legend)}(nats)</text>',
     ]
     axes = f'<path d="M{MARGIN} {MARGIN}V{bottom}H{right}" fill="none" stroke="currentColor" opacity="0.5"/>'
     return (

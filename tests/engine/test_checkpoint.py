@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,10 @@ from ftlib.engine import manifest as manifest_module
 from ftlib.engine.checkpoint import CheckpointStore
 from ftlib.engine.files import save_state, save_tensors
 from ftlib.engine.lock import RunLock
-from ftlib.engine.manifest import newest_valid, read_manifest, verify
+from ftlib.engine.manifest import newest_valid, read_manifest, seal_files, verify, write_manifest
 from ftlib.errors import CheckpointError, FtlibError
+from tests.engine.forked import in_child
 
-ROOT = Path(__file__).resolve().parents[2]
 WEIGHT = torch.arange(6, dtype=torch.float32)
 BYTES = 1000
 STAGES = (1, 2, 3, 4, 5, 6)
@@ -187,31 +186,25 @@ def test_the_checkpoint_just_written_stays_even_when_older_branches_are_further(
 
 # --- F2: killed at each stage ----------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-from tests.engine import test_checkpoint as t
-from ftlib.engine.checkpoint import CheckpointStore
-from ftlib.engine.lock import RunLock
 
-def stage(number):
-    if armed and number == {stage}:
-        os.kill(os.getpid(), signal.SIGKILL)
+def kill_while_saving(folder: Path, stage: int, save=save) -> None:
+    """A process keeps step 1, and is killed in this stage of saving step 2."""
 
-{build}
-armed = False
-with RunLock({folder!r}):
-    store = CheckpointStore({folder!r}, run_id="run-a", keep=1, stage=stage)
-    t.save(store, 1)
-    armed = True
-    t.save(store, 2)
-"""
+    def child(say):
+        armed = []
 
+        def on_stage(number):
+            if armed and number == stage:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-def kill_while_saving(folder: Path, stage: int, build: str = "") -> None:
-    code = KILLED.format(root=str(ROOT), stage=stage, folder=str(folder), build=build)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+        with RunLock(folder):
+            store = store_in(folder, keep=1, stage=on_stage)
+            save(store, 1)
+            armed.append(True)
+            save(store, 2)
+
+    ended = in_child(child)
+    assert ended.status == -signal.SIGKILL, ended.said
 
 
 def check_after_kill(folder: Path, stage: int) -> None:
@@ -271,44 +264,34 @@ def test_error_at_each_stage_leaves_only_the_last_good_one_and_the_save_can_be_t
 
 # --- F5, F6: disk full, folder gone, flush failing -------------------------------------------------
 
-DISK_FULL = """
-import resource, signal, sys
-sys.path.insert(0, {root!r})
-import torch
-from ftlib.engine.checkpoint import CheckpointStore
-from ftlib.engine.files import save_tensors, save_state
-from ftlib.errors import CheckpointError
-from tests.engine.test_checkpoint import save, names
-from pathlib import Path
-folder = Path({folder!r})
-store = CheckpointStore(folder, run_id="run-a", keep=1)
-save(store, 1)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-writers = [
-    lambda staging: save_tensors(staging / "big.safetensors", {{"w": torch.zeros(100_000)}}),
-    lambda staging: save_state(staging / "state.json", {{"text": "x" * 100_000}}),
-]
-for write in writers:
-    try:
-        store.save(2, write, manifest={{}}, expected_bytes=400_000)
-    except CheckpointError as error:
-        print(error)
-    assert names(folder) == ["checkpoint-00000001"], names(folder)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-for write in writers:
-    store.save(2, write, manifest={{}}, expected_bytes=400_000)
-"""
-
 
 def test_full_disk_says_bytes_and_keeps_the_last_good_one_and_a_retry_works(tmp_path):
-    code = DISK_FULL.format(root=str(ROOT), folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    for line in lines:
-        assert "Needed: about 400,000 bytes; free: " in line
-        assert "Free some space" in line
+    """A file-size limit stands for the full disk: both make a write fail half way."""
+    writers = [
+        lambda staging: save_tensors(staging / "big.safetensors", {"w": torch.zeros(100_000)}),
+        lambda staging: save_state(staging / "state.json", {"text": "x" * 100_000}),
+    ]
+
+    def child(say):
+        store = store_in(tmp_path, keep=1)
+        save(store, 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        for write_much in writers:
+            with pytest.raises(CheckpointError) as caught:
+                store.save(2, write_much, manifest={}, expected_bytes=400_000)
+            say(caught.value)
+            assert names(tmp_path) == ["checkpoint-00000001"]
+            verify(tmp_path / "checkpoint-00000001")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        store.save(2, writers[0], manifest={}, expected_bytes=400_000)
+
+    ended = in_child(child)
+    assert ended.status == 0, ended.said
+    assert len(ended.said) == len(writers)
+    for message in ended.said:
+        assert "File too large" in message
+        assert "Needed: about 400,000 bytes; free: " in message
+        assert "Free some space" in message
     assert newest_valid(tmp_path).manifest["step"] == 2
 
 
@@ -544,26 +527,21 @@ def test_manifest_that_is_no_object_is_refused_as_a_checkpoint_error(tmp_path, c
 
 # --- F20: with a mechanism switched off, the checks above fail --------------------------------------
 
-IN_PLACE = """
-def save_in_place(self, step, write, *, manifest, expected_bytes, best=False):
-    path = self.folder / f"checkpoint-{step:08d}"
-    self._stage(2)
-    path.mkdir()
-    self._stage(3)
-    write(path)
-    self._stage(4)
-    own = {"run_id": self.run_id, "step": step, "best": best, "folder_fsync": True}
-    write_manifest(path, own | {"files": seal_files(path)}, manifest)
-    self._stage(5)
 
-from ftlib.engine.manifest import seal_files, write_manifest
-CheckpointStore.save = save_in_place
-"""
+def save_in_place(store: CheckpointStore, step: int) -> None:
+    """The protocol without its staging folder and rename."""
+    path = store.folder / f"checkpoint-{step:08d}"
+    path.mkdir()
+    store._stage(3)
+    write(path)
+    store._stage(4)
+    own = {"run_id": store.run_id, "step": step, "best": False, "folder_fsync": True}
+    write_manifest(path, own | {"files": seal_files(path)}, {})
 
 
 @pytest.mark.parametrize("stage", [3, 4])
 def test_writing_in_place_would_be_caught(tmp_path, stage):
-    kill_while_saving(tmp_path, stage, IN_PLACE)
+    kill_while_saving(tmp_path, stage, save_in_place)
     with pytest.raises(AssertionError):
         check_after_kill(tmp_path, stage)
 

@@ -6,10 +6,7 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +24,7 @@ from ftlib.engine.determinism import (
 )
 from ftlib.engine.files import load_tensors, save_tensors
 from ftlib.errors import CheckpointError
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.engine.forked import in_child
 
 
 def draws() -> list[float]:
@@ -168,62 +164,70 @@ def test_row_seed_is_the_same_in_every_process():
 # --- signals ---------------------------------------------------------------------------------------
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    head = "import os, signal, sys, threading\nfrom ftlib.engine.determinism import stop_signals\n"
-    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, cwd=ROOT)
+HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_first_signal_sets_the_flag_and_handlers_come_back(name):
-    done = run(f"""
-before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-with stop_signals() as stop:
-    assert stop.stopped_by is None
-    os.kill(os.getpid(), signal.{name})
-    print(stop.stopped_by)
-assert before == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-print("after")
-os.kill(os.getpid(), signal.{name})
-print("not reached")
-""")
-    assert done.stdout.split() == [name, "after"]
-    assert done.returncode == -getattr(signal, name)
+def default_handlers() -> list:
+    """Python's own, whatever the test runner installed."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return handlers()
+
+
+def handlers() -> list:
+    return [signal.getsignal(number) for number in HANDLED]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 1)])
+def test_first_signal_sets_the_flag_and_later_ones_act_as_before(number, status):
+    def child(say):
+        before = default_handlers()
+        with stop_signals() as stop:
+            say(stop.stopped_by)
+            os.kill(os.getpid(), number)
+            say(stop.stopped_by)
+        say(handlers() == before)
+        os.kill(os.getpid(), number)
+        say("not reached")
+
+    ended = in_child(child)
+    assert ended.said[:3] == ["None", number.name, "True"]
+    assert "not reached" not in ended.said
+    assert ended.status == status  # killed, or ended by KeyboardInterrupt
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "raised"),
+    ("first", "second", "raised", "status"),
     [
-        ("SIGTERM", "SIGTERM", "SystemExit"),
-        ("SIGINT", "SIGINT", "KeyboardInterrupt"),
-        ("SIGTERM", "SIGINT", "KeyboardInterrupt"),
-        ("SIGINT", "SIGTERM", "SystemExit"),
+        (signal.SIGTERM, signal.SIGTERM, SystemExit, 143),
+        (signal.SIGINT, signal.SIGINT, KeyboardInterrupt, None),
+        (signal.SIGTERM, signal.SIGINT, KeyboardInterrupt, None),
+        (signal.SIGINT, signal.SIGTERM, SystemExit, 143),
     ],
 )
-def test_second_signal_raises_at_once_and_handlers_come_back(first, second, raised):
-    done = run(f"""
-before = signal.getsignal(signal.SIGINT)
-try:
-    with stop_signals() as stop:
-        os.kill(os.getpid(), signal.{first})
-        os.kill(os.getpid(), signal.{second})
-        print("not reached")
-except {raised} as error:
-    print(stop.stopped_by, getattr(error, "code", ""))
-assert signal.getsignal(signal.SIGINT) is before
-""")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"{first} {143 if raised == 'SystemExit' else ''}".strip()
+def test_second_signal_raises_at_once_and_handlers_come_back(first, second, raised, status):
+    def child(say):
+        before = default_handlers()
+        try:
+            with stop_signals() as stop:
+                os.kill(os.getpid(), first)
+                os.kill(os.getpid(), second)
+                say("not reached")
+        except raised as error:
+            say(f"{stop.stopped_by} {getattr(error, 'code', None)} {handlers() == before}")
+
+    assert in_child(child) == (0, [f"{first.name} {status} True"])
 
 
 def test_ignored_signal_stays_ignored():
-    done = run("""
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-with stop_signals() as stop:
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
-print(stop.stopped_by, signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
-""")
-    assert done.stdout.strip() == "None True", done.stderr
+    def child(say):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with stop_signals() as stop:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        say(f"{stop.stopped_by} {signal.getsignal(signal.SIGINT) is signal.SIG_IGN}")
+
+    assert in_child(child) == (0, ["None True"])
 
 
 def test_handlers_come_back_after_an_error():

@@ -6,54 +6,69 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from ftlib.engine import lock as lock_module
 from ftlib.engine.lock import LOCK, RunLock
 from ftlib.errors import CheckpointError
+from tests.engine.forked import fork, in_child
 
-ROOT = Path(__file__).resolve().parents[2]
-HOLDER = """
-import sys
-from ftlib.engine.lock import RunLock
-with RunLock(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
+
+class Holder:
+    """A process that holds the folder until its pipe is closed."""
+
+    def __init__(self, folder):
+        held_out, held_in = os.pipe()
+        end_out, self._end_in = os.pipe()
+
+        def hold():
+            os.close(self._end_in)
+            with RunLock(folder):
+                os.write(held_in, b"held")
+                os.read(end_out, 1)
+
+        self.pid = fork(hold, folder / "errors")
+        os.close(end_out)
+        os.close(held_in)
+        assert os.read(held_out, 4) == b"held"
+        os.close(held_out)
+
+    def end(self):
+        os.close(self._end_in)
+        os.waitpid(self.pid, 0)
 
 
 @pytest.fixture
 def holder(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout.readline() == b"held\n"
-    yield process
-    process.kill()
-    process.communicate()
+    return Holder(tmp_path)
 
 
 def test_second_process_fails_and_names_the_owner(tmp_path, holder):
     with pytest.raises(CheckpointError, match=f"held by process {holder.pid} on host {socket.gethostname()}"):
         RunLock(tmp_path).__enter__()
+    holder.end()
 
 
 def test_lock_of_a_killed_process_is_reclaimed_even_before_its_parent_noticed(tmp_path, holder):
-    holder.send_signal(signal.SIGKILL)
+    os.kill(holder.pid, signal.SIGKILL)
     os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # dead, still in the process table
     with RunLock(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    holder.end()
 
 
 def test_lock_released_by_its_owner_is_free(tmp_path, holder):
-    holder.communicate(b"")
-    assert not (tmp_path / LOCK).exists()
+    holder.end()
+    assert list(tmp_path.iterdir()) == []
     with RunLock(tmp_path):
         pass
+
+
+def test_child_forked_inside_does_not_release_the_lock(tmp_path):
+    with RunLock(tmp_path) as lock:
+        assert in_child(lambda say: lock.__exit__(None, None, None)).status == 0
+        assert (tmp_path / LOCK).exists()
 
 
 def test_lock_goes_on_exit_and_after_an_error(tmp_path):

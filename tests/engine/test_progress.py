@@ -303,7 +303,7 @@ def test_curve_draws_training_and_evaluation_in_different_dashes():
     assert svg.count("<polyline") == 2
     assert svg.count("stroke-dasharray") == 1
     assert parsed(svg).tags.count("svg") == 1
-    for label in (">2<", ">1<", "step 2", "nats per token"):
+    for label in (">2<", ">1<", "step 2", "(nats)"):
         assert label in svg
 
 
