@@ -1,0 +1,66 @@
+"""ftlib: fine-tune language models and align them with preferences, in code you can take apart.
+
+Importing this imports neither torch nor transformers; a name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ftlib import adapters, losses, models, objectives
+    from ftlib.data import Encoder, collate, formatters, load_records, split
+    from ftlib.engine import TrainConfig
+    from ftlib.models import demo_model, forward, load
+    from ftlib.trainers import SFTTrainer, TrainResult
+
+_PLACES = {
+    "Encoder": "ftlib.data",
+    "SFTTrainer": "ftlib.trainers",
+    "TrainConfig": "ftlib.engine",
+    "TrainResult": "ftlib.trainers",
+    "collate": "ftlib.data",
+    "demo_model": "ftlib.models",
+    "formatters": "ftlib.data",
+    "forward": "ftlib.models",
+    "load": "ftlib.models",
+    "load_records": "ftlib.data",
+    "split": "ftlib.data",
+}
+_PACKAGES = ("adapters", "losses", "models", "objectives")
+
+__all__ = [
+    "Encoder",
+    "SFTTrainer",
+    "TrainConfig",
+    "TrainResult",
+    "adapters",
+    "collate",
+    "demo_model",
+    "formatters",
+    "forward",
+    "load",
+    "load_records",
+    "losses",
+    "models",
+    "objectives",
+    "split",
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"ftlib.{name}")
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'ftlib' has no attribute {name!r}. There are {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

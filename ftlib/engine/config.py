@@ -1,0 +1,148 @@
+"""The settings of a training run, checked when they are made."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, final
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ftlib.errors import ConfigError
+
+__all__ = ["MakeOptimizer", "MakeSchedule", "TrainConfig", "suggests_names"]
+
+MakeOptimizer = Callable[[list[dict[str, Any]], float], Optimizer]
+MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+Made = TypeVar("Made", bound=type)
+
+
+def suggests_names(cls: Made) -> Made:
+    """Class decorator: an unknown option raises `ConfigError` with the nearest name."""
+    made = cls.__init__
+
+    @functools.wraps(made)
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(known)}."
+                raise ConfigError(f"{cls.__name__}: got an unknown option {name!r}. {hint}")
+        made(self, *args, **options)
+
+    cls.__init__ = init
+    return cls
+
+
+@final
+@suggests_names
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a supervised run.
+
+    Args:
+        output_dir: where checkpoints go; None writes nothing to disk.
+        epochs: passes over the data, >= 1; `max_steps` overrides it.
+        max_steps: optimiser steps, >= 1.
+        learning_rate: peak; None takes the default of the way of training (2e-4 for LoRA, 2e-5 for full).
+        batch_size: examples (pairs, prompts) in one optimiser step over all ranks.
+        max_tokens: most tokens of one micro-batch; bounds memory and does not change the result. None is
+            1,024 on CPU and 16,384 on other devices. A longer example runs alone, with checkpointing.
+        shuffle: a new order each epoch, from (seed, epoch).
+        seed: of the order, the initialisation of nothing else, and of dropout.
+        schedule: a name that `transformers.get_scheduler` knows, or a function of (optimizer, steps).
+        warmup: a share of all steps below 1, a number of steps from 1 on.
+        weight_decay: on matrices; biases and norms have none.
+        betas: of Adam.
+        eps: of Adam.
+        max_grad_norm: the gradient is scaled down to this norm, once per step.
+        optimizer: "adamw", or a function of (parameter groups, learning rate).
+        gradient_checkpointing: recompute activations in the backward.
+        log_steps: optimiser steps per logged row.
+        eval_steps: optimiser steps between evaluations; None evaluates only when `evaluate` is called.
+        eval_batch_size: examples per evaluation forward at most; None is bounded by `max_tokens` alone.
+        save_steps: optimiser steps between checkpoints; None saves at the end only.
+        keep_checkpoints: how many of the newest stay.
+        metric_for_best: evaluation metric, e.g. "loss"; decides the best checkpoint and early stopping.
+        load_best: give the model the weights of the best evaluation when training ends.
+        run_name: for trackers.
+        report_to: names of trackers: "trackio", "wandb", "mlflow", "tensorboard", ...
+        progress: where progress is shown: "auto", "terminal", "plain", "notebook", or "off".
+        on_nonfinite: "raise" stops at a NaN or infinite loss or gradient; "skip" leaves the step out,
+            at most ten times in a run.
+
+    Raises:
+        ConfigError: a value out of range, an unknown option, or options that clash.
+    """
+
+    output_dir: str | Path | None = None
+    epochs: int = 1
+    max_steps: int | None = None
+    learning_rate: float | None = None
+    batch_size: int = 8
+    max_tokens: int | None = None
+    shuffle: bool = True
+    seed: int = 0
+    schedule: str | MakeSchedule = "linear"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+    optimizer: str | MakeOptimizer = "adamw"
+    gradient_checkpointing: bool = False
+    log_steps: int = 10
+    eval_steps: int | None = None
+    eval_batch_size: int | None = None
+    save_steps: int | None = None
+    keep_checkpoints: int = 2
+    metric_for_best: str | None = None
+    load_best: bool = False
+    run_name: str | None = None
+    report_to: Sequence[str] | str | None = ()
+    progress: Literal["auto", "terminal", "plain", "notebook", "off"] = "auto"
+    on_nonfinite: Literal["raise", "skip"] = "raise"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "log_steps", "keep_checkpoints"):
+            self._check(name, getattr(self, name) >= 1, ">= 1")
+        for name in ("max_steps", "max_tokens", "eval_steps", "eval_batch_size", "save_steps"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 1, ">= 1 or None")
+        rate = self.learning_rate
+        self._check("learning_rate", rate is None or 0 <= rate < float("inf"), "a finite number >= 0, or None")
+        for name in ("warmup", "weight_decay", "eps"):
+            self._check(name, getattr(self, name) >= 0, ">= 0")
+        self._check("max_grad_norm", self.max_grad_norm > 0, "> 0 (float('inf') never clips)")
+        self._check("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
+        self._check("on_nonfinite", self.on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
+        if isinstance(self.optimizer, str):
+            self._check("optimizer", self.optimizer == "adamw", "'adamw' or a function (groups, rate) -> optimizer")
+        if self.load_best and self.eval_steps is None:
+            raise ConfigError("TrainConfig: load_best has no effect without evaluations. Set eval_steps too.")
+        if self.save_steps is not None and self.output_dir is None:
+            raise ConfigError("TrainConfig: save_steps has no effect without a folder. Set output_dir too.")
+
+    def _check(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise ConfigError(f"TrainConfig: {name}: expected {wanted}, got {getattr(self, name)!r}.")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the weights; a resumed run must have the same."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: _word(value) for name, value in named.items() if name not in _NOT_IN_THE_WEIGHTS}
+
+
+_NOT_IN_THE_WEIGHTS = frozenset(
+    {"output_dir", "log_steps", "eval_steps", "eval_batch_size", "save_steps", "keep_checkpoints",
+     "metric_for_best", "load_best", "run_name", "report_to", "progress"}
+)
+
+
+def _word(value: Any) -> Any:
+    return getattr(value, "__qualname__", repr(value)) if callable(value) else value

@@ -1,0 +1,308 @@
+"""One optimiser step, exact for any cut into micro-batches and ranks.
+
+    1. the step's examples are dealt to ranks and packed into micro-batches of at most `max_tokens`;
+    2. the counts of every loss term are summed over all micro-batches and ranks;
+    3. each micro-batch adds its gradient, its sums divided by those counts;
+    4. loss and gradient norm are checked, the gradient is clipped, the optimiser moves.
+
+Only this module divides, and only it gathers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from ftlib.batches import LossOutput, Mean, PackedBatch
+from ftlib.data.collate import collate
+from ftlib.data.sampler import balance, pack
+from ftlib.engine.config import TrainConfig
+from ftlib.engine.determinism import capture_rng, restore_rng
+from ftlib.engine.optim import Masters, make_optimizer, make_schedule
+from ftlib.errors import CapabilityError, ConfigError, NonFiniteError
+from ftlib.models import Scorer
+from ftlib.models.checkpointing import disable_checkpointing, enable_checkpointing
+from ftlib.objectives import Objective
+
+__all__ = ["Engine", "StepResult", "Stopped"]
+
+logger = logging.getLogger(__name__)
+CPU_TOKENS, DEVICE_TOKENS = 1024, 16384  # default tokens of a micro-batch
+MAX_SKIPPED = 10
+Example = Mapping[str, Any]
+
+
+class Stopped(Exception):  # noqa: N818  no error: the step was given up on request
+    """Raised inside a step when a stop was asked for; weights and optimiser are as before the step."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What one optimiser step did, read from the device once.
+
+    Args:
+        terms: loss term -> its `Mean` over the whole step and all ranks.
+        metrics: likewise.
+        grad_norm: norm of the gradient before clipping.
+        tokens: real tokens of the step, all ranks.
+        learning_rate: of this step.
+        skipped: the step was non-finite and left out.
+    """
+
+    terms: Mapping[str, Mean]
+    metrics: Mapping[str, Mean]
+    grad_norm: float
+    tokens: int
+    learning_rate: float
+    skipped: bool = False
+
+
+@final
+@dataclass
+class Engine:
+    """A model, an objective and an optimiser on one device or several ranks.
+
+    Args:
+        model: with the weights to train requiring gradients.
+        objective: what is minimised.
+        config: the run's settings.
+        steps: optimiser steps planned, for the schedule.
+        learning_rate: peak.
+        should_stop: polled at every micro-batch.
+    """
+
+    model: nn.Module
+    objective: Objective
+    config: TrainConfig
+    steps: int
+    learning_rate: float
+    should_stop: Callable[[], bool] = lambda: False
+    accelerator: Accelerator = field(default_factory=Accelerator)
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        kind = self.accelerator.distributed_type
+        if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+            raise CapabilityError(
+                f"engine: expected one process or data parallelism, got {kind.value}. "
+                "Launch with a plain `accelerate launch --multi_gpu` or `torchrun`."
+            )
+        trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        if not trainable:
+            raise ConfigError(
+                "trainer: expected weights to train, got a model with none. Give an adapter: "
+                "adapter=ftlib.adapters.lora(), or ftlib.adapters.full() for all weights."
+            )
+        if self.config.gradient_checkpointing:
+            enable_checkpointing(self.model)
+        self.scorer = self.accelerator.prepare(Scorer(self.model))
+        self.masters = Masters(trainable)
+        self.optimizer = make_optimizer(self.config, self.masters.named, self.learning_rate)
+        self.schedule = make_schedule(self.config, self.optimizer, self.steps)
+        on_cpu = self.device.type == "cpu"
+        self.max_tokens = self.config.max_tokens or (CPU_TOKENS if on_cpu else DEVICE_TOKENS)
+        logger.info(
+            "training %s weights on %s, micro-batches of at most %s tokens",
+            f"{sum(weight.numel() for weight in trainable.values()):,}", self.device, f"{self.max_tokens:,}",
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.accelerator.device
+
+    def step(self, examples: Sequence[Example] | PackedBatch) -> StepResult:
+        """One optimiser step on these encoded examples, the same on every rank; or on one micro-batch as it is.
+
+        Out of memory halves `max_tokens` and repeats the same step.
+
+        Raises:
+            Stopped: a stop was asked for; nothing has changed.
+            NonFiniteError: loss or gradient is NaN or infinite; the weights have not changed.
+        """
+        state = capture_rng()
+        while True:
+            try:
+                return self._step(examples)
+            except Stopped:
+                self._give_up(state)
+                raise
+            except torch.OutOfMemoryError as error:
+                self._give_up(state)
+                error.__traceback__ = None  # its frames hold the activations
+                if isinstance(examples, PackedBatch):
+                    raise
+                longest = max(int(example["length"]) for example in examples)
+                if self.max_tokens <= longest:
+                    raise
+                self.max_tokens = max(self.max_tokens // 2, longest)
+                logger.warning("out of memory: repeating the step with max_tokens=%d", self.max_tokens)
+
+    def _give_up(self, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
+        self._clear_gradients()
+        restore_rng(*state)
+
+    def _step(self, examples: Sequence[Example] | PackedBatch) -> StepResult:
+        # 1. deal to ranks, pack, lay flat
+        self.scorer.train()
+        batches = [examples.to(self.device)] if isinstance(examples, PackedBatch) else self._micro_batches(examples)
+        # 2. denominators of the whole step
+        counts = self._step_counts(batches)
+        # 3. gradients
+        total: LossOutput | None = None
+        for index, batch in enumerate(batches):
+            if self.should_stop():
+                raise Stopped
+            with self._synchronised(last=index == len(batches) - 1), self._long_enough(batch):
+                output = self.objective(self.scorer, batch)
+                # data-parallel wrappers average over ranks; the counts are already global
+                (output.loss(counts) * self.accelerator.num_processes).backward()
+            if self.masters.separate:
+                self.masters.collect()
+            total = _added(total, output)
+        assert total is not None
+        # 4. check, clip, move
+        total = self._gathered(total)
+        grad_norm = self._clip()
+        loss = float(total.loss(counts))
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if not finite:
+            self._refuse(loss, grad_norm, examples)
+        else:
+            self.optimizer.step()
+            self.masters.publish()
+            self.schedule.step()
+        self._clear_gradients()
+        tokens = _tokens(examples)
+        return StepResult(total.terms, total.metrics, grad_norm, tokens, rate, skipped=not finite)
+
+    def _micro_batches(self, examples: Sequence[Example]) -> list[PackedBatch]:
+        """This rank's micro-batches. Every rank has equally many: the last ones may weigh nothing."""
+        lengths = [int(example["length"]) for example in examples]
+        ranks = balance(lengths, self.accelerator.num_processes)
+        packed = [pack([lengths[i] for i in members], self.max_tokens) for members in ranks]
+        rank = self.accelerator.process_index
+        batches = [
+            collate([examples[ranks[rank][i]] for i in micro]).to(self.device) for micro in packed[rank]
+        ]
+        missing = max(map(len, packed)) - len(batches)
+        return batches + [collate([_weightless(examples[0])]).to(self.device)] * missing
+
+    def _step_counts(self, batches: Sequence[PackedBatch]) -> dict[str, Tensor]:
+        counts = [self.objective.counts(batch) for batch in batches]
+        names = sorted(counts[0])
+        sums = torch.stack([torch.stack([count[name].float() for count in counts]).sum() for name in names])
+        return dict(zip(names, self.accelerator.reduce(sums, "sum"), strict=True))
+
+    def _gathered(self, output: LossOutput) -> LossOutput:
+        means = {("terms", name): mean for name, mean in output.terms.items()}
+        means |= {("metrics", name): mean for name, mean in output.metrics.items()}
+        halves = torch.stack([torch.stack([m.sum.float(), m.count.float()]) for m in means.values()])
+        halves = self.accelerator.reduce(halves, "sum")
+        whole = {key: Mean(*pair) for key, pair in zip(means, halves, strict=True)}
+        return LossOutput(
+            {name: mean for (kind, name), mean in whole.items() if kind == "terms"},
+            {name: mean for (kind, name), mean in whole.items() if kind == "metrics"},
+        )
+
+    def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
+        # masters collect after every micro-batch, so then every one must be reduced
+        if last or self.masters.separate:
+            return nullcontext()
+        return self.accelerator.no_sync(self.scorer)
+
+    def _long_enough(self, batch: PackedBatch) -> AbstractContextManager[Any]:
+        """Checkpointing for an example longer than the budget, which runs alone."""
+        if batch.tokens <= self.max_tokens or self.config.gradient_checkpointing:
+            return nullcontext()
+        logger.info("an example of %d tokens exceeds max_tokens=%d: checkpointed", batch.tokens, self.max_tokens)
+        return _Checkpointed(self.model)
+
+    def _clip(self) -> float:
+        weights = [weight for weight in self.masters.named.values() if weight.grad is not None]
+        return float(nn.utils.clip_grad_norm_(weights, self.config.max_grad_norm))
+
+    def _refuse(self, loss: float, grad_norm: float, examples: Sequence[Example] | PackedBatch) -> None:
+        named = [] if isinstance(examples, PackedBatch) else examples
+        sources = [str(example.get("source", "?")) for example in named]
+        self._clear_gradients()
+        message = (
+            f"step: expected a finite loss and gradient, got loss {loss} and gradient norm {grad_norm}. "
+            f"Rows of the step: {', '.join(sources[:20])}. The weights were not changed. Look at these rows, "
+            "lower learning_rate, or set on_nonfinite='skip'."
+        )
+        self.skipped += 1
+        if self.config.on_nonfinite == "raise" or self.skipped > MAX_SKIPPED:
+            raise NonFiniteError(message)
+        logger.warning("%s (skipped, %d of %d)", message, self.skipped, MAX_SKIPPED)
+
+    def _clear_gradients(self) -> None:
+        for weight in (*self.masters.weights.values(), *self.masters.named.values()):
+            weight.grad = None
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Example]) -> LossOutput:
+        """Terms and metrics over all examples and ranks, without gradients.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        self.scorer.eval()
+        total: LossOutput | None = None
+        limit = self.config.eval_batch_size
+        for start in range(0, len(examples), limit or len(examples)):
+            for batch in self._micro_batches(examples[start : start + (limit or len(examples))]):
+                if self.should_stop():
+                    raise Stopped
+                total = _added(total, self.objective(self.scorer, batch))
+        assert total is not None
+        return self._gathered(total)
+
+
+class _Checkpointed(AbstractContextManager[None]):
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        enable_checkpointing(self.model)
+
+    def __exit__(self, *error: object) -> None:
+        disable_checkpointing(self.model)
+
+
+def _added(total: LossOutput | None, output: LossOutput) -> LossOutput:
+    """Two outputs as one, without gradient."""
+    terms = {name: mean.detach() for name, mean in output.terms.items()}
+    metrics = {name: mean.detach() for name, mean in output.metrics.items()}
+    if total is None:
+        return LossOutput(terms, metrics)
+    return LossOutput(
+        {name: total.terms[name] + mean for name, mean in terms.items()},
+        {name: total.metrics[name] + mean for name, mean in metrics.items()},
+    )
+
+
+def _tokens(examples: Sequence[Example] | PackedBatch) -> int:
+    if isinstance(examples, PackedBatch):
+        return examples.tokens
+    return sum(int(example["length"]) for example in examples)
+
+
+def _weightless(example: Example) -> dict[str, Any]:
+    """The example with all loss weights zero: a rank that has nothing left still takes part."""
+    return {
+        **example,
+        "prefix_weights": [0.0] * len(example["prefix_ids"]),
+        "continuation_weights": [[0.0] * len(ids) for ids in example["continuation_ids"]],
+    }

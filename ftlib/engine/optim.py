@@ -1,0 +1,100 @@
+"""Optimiser, schedule and float32 masters of the trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+from transformers.trainer_utils import SchedulerType
+
+from ftlib.engine.config import TrainConfig
+from ftlib.errors import ConfigError
+
+__all__ = ["Masters", "make_optimizer", "make_schedule"]
+
+
+@final
+class Masters:
+    """The trained weights in at least float32, and their gradients.
+
+    A float32 weight is its own master. A bfloat16 one gets a float32 copy that the optimiser moves:
+    an update smaller than 2 ** -9 of a weight would vanish in bfloat16.
+
+    Args:
+        parameters: name -> trainable parameter.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.weights = dict(parameters)
+        self.named: dict[str, nn.Parameter] = {
+            name: weight if _is_wide(weight) else nn.Parameter(weight.detach().float())
+            for name, weight in parameters.items()
+        }
+        self._narrow = [(self.weights[name], master) for name, master in self.named.items()
+                        if master is not self.weights[name]]
+
+    @property
+    def separate(self) -> bool:
+        """Whether any weight has a master of its own."""
+        return bool(self._narrow)
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the weights' gradients to the masters', in float32, and clear them."""
+        for weight, master in self._narrow:
+            if weight.grad is not None:
+                wide = weight.grad.to(master.dtype)
+                master.grad = wide if master.grad is None else master.grad.add_(wide)
+                weight.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the weights the model computes with."""
+        for weight, master in self._narrow:
+            weight.copy_(master)
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set masters and weights from tensors by name."""
+        for name, master in self.named.items():
+            master.copy_(tensors[name])
+        self.publish()
+
+
+def _is_wide(weight: Tensor) -> bool:
+    return weight.dtype in (torch.float32, torch.float64)
+
+
+def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> Optimizer:
+    """The configured optimiser; weight decay on tensors of two axes or more only."""
+    matrices = [weight for weight in parameters.values() if weight.ndim >= 2]
+    others = [weight for weight in parameters.values() if weight.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": members, "weight_decay": decay}
+        for members, decay in ((matrices, config.weight_decay), (others, 0.0)) if members
+    ]
+    if not isinstance(config.optimizer, str):
+        return config.optimizer(groups, learning_rate)
+    return AdamW(groups, lr=learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def make_schedule(config: TrainConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The configured schedule over `steps` optimiser steps.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if not isinstance(config.schedule, str):
+        return config.schedule(optimizer, steps)
+    warmup = int(config.warmup) if config.warmup >= 1 else round(config.warmup * steps)
+    name = "constant_with_warmup" if config.schedule == "constant" and warmup else config.schedule
+    known = [kind.value for kind in SchedulerType]
+    if name not in known:
+        raise ConfigError(f"schedule: expected a function or one of {known}, got {config.schedule!r}.")
+    schedule: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    return schedule

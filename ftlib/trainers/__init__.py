@@ -1,0 +1,7 @@
+"""Level 3: trainers, loops one can read top to bottom."""
+
+from ftlib.trainers.base import Trainer
+from ftlib.trainers.result import TrainResult
+from ftlib.trainers.sft import SFTTrainer
+
+__all__ = ["SFTTrainer", "TrainResult", "Trainer"]

@@ -1,0 +1,116 @@
+"""What a trainer is given, turned into what it works with: model, tokenizer, encoded examples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from peft import PeftConfig
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ftlib import adapters
+from ftlib.adapters import Adapter
+from ftlib.adapters.attach import AnyModel
+from ftlib.data.encode import Encoder
+from ftlib.data.records import load_records
+from ftlib.errors import ConfigError, DataError
+from ftlib.models.load import load
+from ftlib.models.parts import inner_model
+
+__all__ = ["AnyAdapter", "context_length", "data_fingerprint", "encode", "resolve_model", "weights_fingerprint"]
+
+AnyAdapter = Adapter | PeftConfig | str | Path
+SHOWN = 20
+
+
+def resolve_model(
+    model: AnyModel | str | Path, tokenizer: PreTrainedTokenizerBase | None, adapter: AnyAdapter | None
+) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
+    """A model to train and its tokenizer, from a loaded model or a name.
+
+    A loaded model without a tokenizer gets the one saved beside its weights, if there is one.
+    """
+    if isinstance(model, str | Path):
+        made, found = load(model, adapter=adapter)
+        return made, tokenizer or found
+    made = model if adapter is None else adapters.attach(model, adapter)
+    home = inner_model(made).name_or_path
+    if tokenizer is None and home and (Path(home) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(home)
+    return made, tokenizer
+
+
+def encode(
+    data: Any, encoder: Callable[[], Encoder], limit: int | None, *, name: str
+) -> Dataset | Sequence[Mapping[str, Any]]:
+    """Encoded examples from records or from examples that are encoded already.
+
+    Raises:
+        ConfigError: a stream, which has no length to plan steps by.
+        DataError: no examples, or examples longer than the model's context, all rows named.
+    """
+    if isinstance(data, IterableDataset):
+        raise ConfigError(
+            f"{name}: expected data with a length, got an IterableDataset. "
+            "Take what you train on: Dataset.from_list(list(stream.take(n)))."
+        )
+    if not _encoded(data):
+        data = encoder()(data if isinstance(data, Dataset) else load_records(data))
+    if len(data) == 0:
+        raise DataError(f"{name}: expected at least one example, got none.", code="empty_data")
+    _check_lengths(data, limit, name)
+    return data  # type: ignore[no-any-return]
+
+
+def _encoded(data: Any) -> bool:
+    if isinstance(data, Dataset):
+        return "continuation_ids" in data.column_names
+    return isinstance(data, Sequence) and bool(data) and isinstance(data[0], Mapping) and "continuation_ids" in data[0]
+
+
+def _check_lengths(data: Any, limit: int | None, name: str) -> None:
+    lengths = data["length"] if isinstance(data, Dataset) else [example["length"] for example in data]
+    long = [index for index, length in enumerate(lengths) if limit is not None and length > limit]
+    if long:
+        sources = [f"{data[index]['source']} ({lengths[index]} tokens)" for index in long[:SHOWN]]
+        more = f" (+{len(long) - SHOWN} more)" if len(long) > SHOWN else ""
+        raise DataError(
+            f"{name}: expected examples within the model's context of {limit} tokens, got {', '.join(sources)}{more}. "
+            "Give an Encoder with max_length and an overflow policy.",
+            code="too_long",
+        )
+
+
+def context_length(model: AnyModel) -> int | None:
+    """Most positions the model was built for; None where its config does not say."""
+    text = inner_model(model).config.get_text_config(decoder=True)
+    limit = getattr(text, "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def data_fingerprint(data: Dataset | Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 over ids and weights in order."""
+    digest = hashlib.sha256()
+    for example in data:
+        parts = [example["prefix_ids"], *example["continuation_ids"]]
+        weights = [example["prefix_weights"], *example["continuation_weights"]]
+        digest.update(np.asarray([len(part) for part in parts], dtype=np.int64).tobytes())
+        for part, weight in zip(parts, weights, strict=True):
+            digest.update(np.asarray(part, dtype=np.int64).tobytes())
+            digest.update(np.asarray(weight, dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 over the frozen weights, by name."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if not weight.requires_grad:
+            digest.update(name.encode())
+            digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
