@@ -1,6 +1,8 @@
 """Models: loading, the one forward, grouped attention and the log-probability head."""
 
+from ftlib.models.demo_model import demo_model
 from ftlib.models.forward import Scorer, forward
+from ftlib.models.load import load
 from ftlib.models.scoring import Scored
 
-__all__ = ["Scored", "Scorer", "forward"]
+__all__ = ["Scored", "Scorer", "demo_model", "forward", "load"]

@@ -1,0 +1,253 @@
+"""Load a model and its tokenizer, ready to train: weights from safetensors or GGUF, adapter attached.
+
+transformers and peft do the loading. Added here: a look at the files before anything is built, the
+choice of dtype, and an error where a library would go on with random weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, cast, overload
+
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ftlib.adapters.adapter import Adapter
+from ftlib.adapters.attach import attach
+from ftlib.errors import CheckpointError, ConfigError
+from ftlib.models.precision import choose_dtype, parse_dtype
+from ftlib.models.quiet import quiet
+from ftlib.models.source import Source, find_source
+from ftlib.models.vetting import check_adapter
+
+__all__ = ["load"]
+
+logger = logging.getLogger(__name__)
+
+AnyModel = PreTrainedModel | PeftModel
+AnyAdapter = Adapter | PeftConfig | str | Path
+
+
+@overload
+def load(
+    name_or_path: str | Path,
+    *,
+    adapter: AnyAdapter | None = ...,
+    task: str = ...,
+    dtype: str | torch.dtype = ...,
+    quantize: str | None = ...,
+    gguf_file: str | None = ...,
+    num_labels: int | None = ...,
+    revision: str | None = ...,
+    token: str | bool | None = ...,
+    local_files_only: bool = ...,
+    device: str | torch.device | None = ...,
+    trust_remote_code: bool = ...,
+) -> tuple[AnyModel, PreTrainedTokenizerBase]: ...
+@overload
+def load(
+    name_or_path: AnyModel, *, adapter: AnyAdapter | None = ..., task: str = ...
+) -> tuple[AnyModel, PreTrainedTokenizerBase | None]: ...
+def load(
+    name_or_path: str | Path | AnyModel,
+    *,
+    adapter: AnyAdapter | None = None,
+    task: str = "causal_lm",
+    dtype: str | torch.dtype = "auto",
+    quantize: str | None = None,
+    gguf_file: str | None = None,
+    num_labels: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
+    """A model and its tokenizer.
+
+    Args:
+        name_or_path: a hub name, a local folder, or a GGUF file, which is dequantised into an ordinary
+            model. Or a loaded model, which gets the adapter; its tokenizer is looked for where the model
+            came from, on this machine only, and is None where there is none.
+        adapter: what `ftlib.adapters` makes, any `peft.PeftConfig`, or a saved adapter's folder. The base
+            is always the model named here. None leaves the model as it is.
+        task: "causal_lm".
+        dtype: of the weights: a torch dtype, its name, or "auto". Auto is bfloat16 for weights that an
+            adapter leaves frozen and for checkpoints in half precision (GGUF counts as one), where the
+            device computes it fast; else float32. The choice is logged. What an adapter adds is float32.
+        quantize: None.
+        gguf_file: name of a GGUF file inside the folder or hub model.
+        num_labels: for classification only.
+        revision: of a hub model: branch, tag or commit.
+        token: for private hub models; None takes the one stored by the hub's own login.
+        local_files_only: never reach the network.
+        device: where to put the model; None is the CPU, from where a trainer moves it.
+        trust_remote_code: run code that comes with the model.
+
+    Returns:
+        (model, tokenizer), the model in evaluation mode as transformers leaves it, the tokenizer as it is.
+
+    Raises:
+        ConfigError: nothing found, an option that does not fit, or files that are refused.
+        CheckpointError: weights that cannot be read or do not fit the model.
+        MissingPackageError: a GGUF file without the package that reads it.
+    """
+    _check_options(task, quantize, num_labels)
+    if isinstance(adapter, str | Path):
+        check_adapter(Path(adapter).expanduser())
+        adapter = Path(adapter).expanduser()
+    if isinstance(name_or_path, PreTrainedModel | PeftModel):
+        given = {"gguf_file": gguf_file, "revision": revision, "token": token, "device": device}
+        clashing = [name for name, value in given.items() if value is not None]
+        clashing += ["dtype"] if dtype != "auto" else []
+        if clashing:
+            raise ConfigError(f"load: {', '.join(clashing)} has no effect on a loaded model. Leave it out.")
+        tokenizer = _tokenizer_beside(name_or_path)
+        return _with_adapter(name_or_path, adapter), tokenizer
+    source = find_source(
+        name_or_path,
+        gguf_file=gguf_file,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
+        trust_remote_code=trust_remote_code,
+    )
+    place = None if device is None else _parse_device(device)
+    tokenizer = _read_tokenizer(source, trust_remote_code=trust_remote_code)
+    config = _read_config(source, trust_remote_code=trust_remote_code)
+    frozen = adapter is not None and not (isinstance(adapter, Adapter) and adapter.config is None)
+    chosen = _dtype(dtype, config, source, frozen=frozen, device=place)
+    model = _read_model(source, config, chosen, trust_remote_code=trust_remote_code)
+    if place is not None:
+        torch.nn.Module.to(model, place)
+    return _with_adapter(model, adapter), tokenizer
+
+
+def _check_options(task: str, quantize: str | None, num_labels: int | None) -> None:
+    if task != "causal_lm":
+        raise ConfigError(f"load: expected task='causal_lm', got {task!r}. No other task is available.")
+    if quantize is not None:
+        raise ConfigError(
+            f"load: expected quantize=None, got {quantize!r}, which is not available yet. "
+            "Use dtype='bfloat16' for half the memory."
+        )
+    if num_labels is not None:
+        raise ConfigError(f"load: num_labels={num_labels} has no effect on task='causal_lm'. Leave it out.")
+
+
+def _parse_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"load: expected a device such as 'cpu' or 'cuda:0', got {device!r}.") from error
+
+
+def _dtype(
+    dtype: str | torch.dtype,
+    config: PretrainedConfig,
+    source: Source,
+    *,
+    frozen: bool,
+    device: torch.device | None,
+) -> torch.dtype:
+    """The dtype asked for, or the one that auto stands for, logged."""
+    if dtype != "auto":
+        return parse_dtype(dtype)
+    stored = torch.bfloat16 if source.gguf_file else cast(torch.dtype | None, config.dtype)
+    chosen, reason = choose_dtype(stored=stored, frozen=frozen, device=device)
+    logger.info("%s: weights in %s: %s", source.name, str(chosen).removeprefix("torch."), reason)
+    return chosen
+
+
+def _read_config(source: Source, *, trust_remote_code: bool) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=trust_remote_code, **_gguf(source)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"load: expected a model that transformers knows at {source.name}, got: {error}"
+        ) from error
+    # A GGUF's title arrives under a name that no loader overwrites, and would be saved with the model.
+    vars(config).pop("_model_name_or_path", None)
+    return config
+
+
+def _read_model(
+    source: Source, config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool
+) -> PreTrainedModel:
+    options: dict[str, Any] = _gguf(source)
+    if source.gguf_file:
+        options["quantization_config"] = GgufConfig(dequantize=True)  # else the weights stay packed
+    try:
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"load: expected readable weights at {source.name}, got: {error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"load: expected a causal language model at {source.name}, got: {error}") from error
+    model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"load: expected all weights of {type(model).__name__} at {source.name}, missing {len(missing)}: "
+            f"{', '.join(missing[:3])}. They would be random; the checkpoint is of another class, or damaged."
+        )
+    model.config.name_or_path = model.name_or_path = source.name
+    return model
+
+
+def _read_tokenizer(source: Source, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.folder, trust_remote_code=trust_remote_code, **_gguf(source)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(
+            f"load: expected a tokenizer (tokenizer.json or vocabulary files) at {source.name}, got: {error}"
+        ) from error
+    tokenizer.name_or_path = source.name
+    return tokenizer
+
+
+def _gguf(source: Source) -> dict[str, str]:
+    return {"gguf_file": source.gguf_file} if source.gguf_file else {}
+
+
+def _tokenizer_beside(model: AnyModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a loaded model, if the place it came from is on this machine."""
+    inner = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    if not inner.name_or_path:
+        return None
+    try:
+        source = find_source(inner.name_or_path, local_files_only=True)
+        return _read_tokenizer(source, trust_remote_code=False)
+    except (ConfigError, CheckpointError):
+        return None
+
+
+def _with_adapter(model: AnyModel, adapter: AnyAdapter | None) -> AnyModel:
+    if adapter is None:
+        return model
+    with quiet():
+        return attach(model, adapter)
