@@ -60,9 +60,9 @@ def detect(rows: Sequence[Mapping[str, Any]], *, file: str) -> Rule:
             file=file,
             column="prompt",
         )
-    expected = "; ".join(" + ".join(rule.columns) for rule in RULES)
+    expected = "; ".join(dict.fromkeys(" + ".join(rule.columns) for rule in RULES))
     raise DataError(
-        f"expected one of the formats {expected}; found the keys {keys}. Nearest is {best.name!r}, which fits "
+        f"expected one of the formats {expected}; found the keys {keys}. Nearest is {best.name!r}, fitting "
         f'{counts[best.name]} of {len(rows)} rows. Map columns: columns={{"prompt": …, "completion": …}}.',
         code="unknown_format",
         file=file,
@@ -90,14 +90,16 @@ def _side(row: Mapping[str, Any], column: str) -> bool:
     return isinstance(row.get(column), str) or is_message_list(row.get(column))
 
 
-def _answered(row: Mapping[str, Any]) -> bool:
-    return is_message_list(row.get("messages")) and not _asks(row)
-
-
 def _asks(row: Mapping[str, Any]) -> bool:
-    """The last message is not the assistant's: there is nothing to learn, only to answer."""
-    messages = row.get("messages")
-    return is_message_list(messages) and messages is not None and messages[-1]["role"] in ("user", "human")
+    """The last message is a user's: there is something to answer."""
+    messages: Any = row.get("messages")
+    return is_message_list(messages) and messages[-1]["role"] in ("user", "human")
+
+
+def _answers(row: Mapping[str, Any]) -> bool:
+    """Messages that do not only ask: they end in an answer, or have one on the way."""
+    messages: Any = row.get("messages")
+    return is_message_list(messages) and (not _asks(row) or len(messages) > 2)
 
 
 def _pair(row: Mapping[str, Any]) -> bool:
@@ -194,8 +196,8 @@ def _canonical_text(row: Mapping[str, Any], _: Roles) -> dict[str, Any]:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("messages", ("messages",), _answered, _canonical_messages),
     Rule("messages_prompt", ("messages",), _asks, _canonical_question),
+    Rule("messages", ("messages",), _answers, _canonical_messages),
     Rule("prompt_completion", ("prompt", "completion"), _pair, _canonical_pair),
     Rule("prompt", ("prompt",), _prompt_alone, _canonical_prompt),
     Rule("text", ("text",), _text_alone, _canonical_text),

@@ -219,7 +219,8 @@ class Encoder:
             return eos
         template = formatter.template if isinstance(formatter, formatters.Chat) else None
         stops = self._template.stop_tokens(template)
-        return {self._backend.tokenizer.convert_tokens_to_ids(token) for token in stops} or eos
+        vocabulary = self._backend.tokenizer.get_added_vocab()
+        return {vocabulary[token] for token in stops} or eos
 
     def _stream(self, records: IterableDataset, worker: _Worker) -> IterableDataset:
         report = self.report = Report()

@@ -34,6 +34,7 @@ class Text:
         _one_of("text", "control", self.control, ("text", "parse"))
 
     def __call__(self, row: Row) -> Segments:
+        """The text as one segment."""
         value = _string(row, self.column)
         part = Segment(value, "text", control=self.control == "parse")
         return Segments((part,), eos=self.eos == "append")
@@ -56,6 +57,7 @@ class PromptCompletion:
         _one_of("prompt_completion", "control", self.control, ("text", "parse"))
 
     def __call__(self, row: Row) -> Segments:
+        """The prompt with its separator, then the completion with its ending."""
         control = self.control == "parse"
         completion = "" if row.get("completion") is None else _string(row, "completion") + (self.ending or "")
         return Segments(
@@ -79,6 +81,7 @@ class Chat:
     system: str | None = None
 
     def __call__(self, row: Row) -> Conversation:
+        """The messages of the row."""
         prompt = row.get("prompt")
         if prompt is None:
             messages, given = _messages(row, "messages"), 0

@@ -125,14 +125,14 @@ def _content(content: Any, column: str, *, has_calls: bool) -> str:
                 excerpt=describe(content),
             )
         content = "".join(part["text"] for part in content)
-    content = _text(content, f"{column}.content")
-    if not content.strip() and not has_calls and not column.startswith("prompt"):
+    text = _text(content, f"{column}.content")
+    if not text.strip() and not has_calls and not column.startswith("prompt"):
         raise DataError(
-            f"expected non-empty text, got {content!r}. Remove the row or fill it in.",
+            f"expected non-empty text, got {text!r}. Remove the row or fill it in.",
             column=f"{column}.content",
-            excerpt=content,
+            excerpt=text,
         )
-    return content
+    return text
 
 
 def _text(value: Any, column: str) -> str:

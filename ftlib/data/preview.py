@@ -52,11 +52,16 @@ class PreviewRow:
     dropped: str | None
 
     @property
+    def trained_share(self) -> float:
+        """Tokens of weight > 0 over all tokens, 0 to 1."""
+        return sum(weight > 0 for weight in self.weights) / max(len(self.weights), 1)
+
+    @property
     def heading(self) -> str:
         """Tokens, trained tokens and their share, whether the stop token is trained."""
         trained = sum(weight > 0 for weight in self.weights)
         facts = [
-            f"{self.source}: {len(self.ids)} tokens, {trained} trained ({trained / max(len(self.ids), 1):.0%})",
+            f"{self.source}: {len(self.ids)} tokens, {trained} trained ({self.trained_share:.0%})",
             "stop token trained" if self.stops else "NO stop token trained",
         ]
         facts += ["truncated"] if self.truncated else []
@@ -106,7 +111,8 @@ class Preview:
     def _repr_html_(self) -> str:
         legend = "<p>Underlined on green: trained. Hover for the loss weight.</p>"
         return legend + "".join(
-            f"<p><b>{html.escape(row.heading)}</b></p><div dir='auto' style='{_STYLE}'>{''.join(_html(row))}</div>"
+            f"<p><b>{html.escape(row.heading)}</b></p>"
+            f"<div dir='auto' style='{_STYLE}'>{''.join(_html(row))}</div>"
             for row in self.rows
         )
 

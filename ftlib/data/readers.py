@@ -83,7 +83,7 @@ def _byte_lines(path: Path) -> Iterator[bytes]:
 
 def _json_line(path: Path, number: int, line: bytes, offset: int) -> dict[str, Any] | DataError:
     try:
-        return _as_row(path, number, _parse(line.decode(), path, number))
+        return _as_row(path, number, _parse(line.decode().rstrip("\r\n"), path, number))
     except UnicodeDecodeError as error:
         return _bad_encoding(path, number, offset + error.start, line[error.start : error.start + 8])
     except DataError as error:
@@ -207,17 +207,17 @@ def _delimiter(text: str) -> str:
 
 
 def _read_parquet(path: Path) -> Iterator[Numbered]:
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow as pa
+    from pyarrow import parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             number = 0
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise DataError(
             f"expected a Parquet file, got {describe(str(error))} Copy the file again.",
             code="file_corrupt",

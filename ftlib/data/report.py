@@ -72,8 +72,10 @@ class Report:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.rows:,} rows -> {self.examples:,} examples, {self.tokens:,} tokens, "
-            f"{self.trained_tokens:,} trained ({self.trained_share:.0%})"
+            (
+                f"{self.rows:,} rows -> {self.examples:,} examples, {self.tokens:,} tokens, "
+                f"{self.trained_tokens:,} trained ({self.trained_share:.0%})"
+            )
         ]
         shown = self.to_dict()
         lines += [

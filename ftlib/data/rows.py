@@ -106,63 +106,69 @@ class RowEncoder:
     def prompt_ids(self, row: Row) -> list[int]:
         """What inference puts before the completion of `row`: the prefix ids of training."""
         made = self.formatter(row)
+        whole = False  # the row is all prompt
         if isinstance(made, Conversation):
             made, _ = self.template.with_system(made)
-            trained = trained_turns(made, self.train_on)
-            if made.messages[-1]["role"] == "assistant":
-                segments = self._laid_out(made, trained)[0][0]
-            else:
-                segments = self.template.prompt(made, [] if self.train_on == "last" else trained)
+            whole = made.messages[-1]["role"] != "assistant"
+            trained = [] if self.train_on == "last" else trained_turns(made, self.train_on)
+            segments = self.template.prompt(made, trained) if whole else self._laid_out(made)[0]
         else:
-            boundary = next((i for i, part in enumerate(made.parts) if part.boundary), len(made.parts))
-            segments = replace(made, parts=made.parts[:boundary], eos=False)
+            end = next((i for i, part in enumerate(made.parts) if part.boundary), len(made.parts))
+            segments, whole = replace(made, parts=made.parts[:end]), True
         weights = segment_weights(segments, self.train_on, self.prompt_loss_weight)
         planned = stretches(segments, weights, self.backend)
-        asked = planned.rest if planned.prefix is None else planned.prefix
-        if isinstance(made, Conversation) and made.messages[-1]["role"] != "assistant":
-            asked = (*(planned.prefix or ()), *planned.rest)
+        asked = (*(planned.prefix or ()), *(planned.rest if whole else ()))
         ids = [i for piece_ids, _ in self.backend.encode(asked) for i in piece_ids]
         return self._with_bos(ids, [], segments)[0]
 
     def _plan(self, row: Row, source: str, *, checked: bool) -> list[_Plan]:
         made = self.formatter(row)
+        notes: tuple[str, ...] = ()
         if isinstance(made, Conversation):
-            made, system_notes = self.template.with_system(made)
-            examples, notes = self._laid_out(made, trained_turns(made, self.train_on))
-            notes = (*system_notes, *notes)
+            made, notes = self.template.with_system(made)
+            examples = self._laid_out(made)
         elif isinstance(made, Segments):
-            examples, notes = (made,), ()
+            examples = (made,)
         else:
             raise ConfigError(
-                f"Encoder: expected the formatter to return Segments or Conversation, got {type(made)}."
+                f"Encoder: expected the formatter to return Segments or Conversation, "
+                f"got {type(made).__name__}."
             )
-        plans = []
-        for number, segments in enumerate(examples):
-            if segments.eos and self.backend.eos_id is None:
-                raise ConfigError(
-                    "Encoder: examples end in EOS, and this tokenizer has no eos_token. Set one."
-                )
-            weights = segment_weights(segments, self.train_on, self.prompt_loss_weight)
-            planned = stretches(segments, weights, self.backend)
-            more = ("control_text",) if planned.literal else ()
-            plans.append(_Plan(segments, weights, planned, (*notes, *more), source, number == 0, checked))
-        return plans
+        return [
+            self._planned(segments, notes, source, first=number == 0, checked=checked)
+            for number, segments in enumerate(examples)
+        ]
 
-    def _laid_out(
-        self, conversation: Conversation, trained: Sequence[int]
-    ) -> tuple[tuple[Segments, ...], tuple[str, ...]]:
-        if not trained:
+    def _planned(
+        self, segments: Segments, notes: tuple[str, ...], source: str, *, first: bool, checked: bool
+    ) -> _Plan:
+        if segments.eos and self.backend.eos_id is None:
+            raise ConfigError(
+                "Encoder: the examples end in EOS, and this tokenizer has no eos_token. Set one."
+            )
+        weights = segment_weights(segments, self.train_on, self.prompt_loss_weight)
+        planned = stretches(segments, weights, self.backend)
+        if segments.eos and not segments.bos:  # a rendered conversation that the template leaves open
+            notes = (*notes, "stop_added")
+        if planned.literal:
+            notes = (*notes, "control_text")
+        return _Plan(segments, weights, planned, notes, source, first, checked)
+
+    def _laid_out(self, conversation: Conversation) -> tuple[Segments, ...]:
+        trained = trained_turns(conversation, self.train_on)
+        extra = self.train_on == "weighted" and any(
+            message.get("weight") for message in conversation.messages
+        )
+        if not trained and not extra:
+            roles = ", ".join(message["role"] for message in conversation.messages)
             raise DataError(
-                f"expected a trained token, got none: train_on={self.train_on!r:.40} trains no turn of these "
-                f"roles: {[message['role'] for message in conversation.messages]}.",
+                f"expected a trained token, got none: train_on={self.train_on!r:.40} trains no turn of the "
+                f"roles {roles}.",
                 code="empty_target",
                 column="messages",
             )
-        spread = (
-            callable(self.train_on) or self.train_on in ("all", "weighted") or self.prompt_loss_weight > 0
-        )
-        layout = self.template.layout(conversation, trained, spread=spread)
-        return layout.examples, layout.notes
+        spread = callable(self.train_on) or self.train_on in ("all", "weighted")
+        return self.template.layout(conversation, trained, spread=spread or self.prompt_loss_weight > 0)
 
     def _finish(self, plan: _Plan, encoded: Any) -> Example:
         """Join the pieces of one example, fit them to `max_length`, and check what is trained."""
@@ -173,8 +179,8 @@ class RowEncoder:
             rest = self._with_bos(*rest, plan.segments)
         else:
             prefix = self._with_bos(*prefix, plan.segments)
-        if plan.segments.eos and rest[0][-1:] != [self.backend.eos_id]:
-            rest[0].append(self.backend.eos_id or 0)
+        if plan.segments.eos and self.backend.eos_id is not None and rest[0][-1:] != [self.backend.eos_id]:
+            rest[0].append(self.backend.eos_id)
             rest[1].append(plan.weights[-1])
         notes = plan.notes
         try:
@@ -226,7 +232,8 @@ class RowEncoder:
             else 'choose overflow="drop", "truncate_prompt" or "truncate"'
         )
         raise DataError(
-            f"expected at most {self.max_length} tokens, got {total}; {reason}. Raise max_length or shorten the row.",
+            f"expected at most {self.max_length} tokens, got {total}; {reason}. "
+            "Raise max_length or shorten the row.",
             code="too_long",
         )
 
@@ -259,8 +266,8 @@ class RowEncoder:
         found = sum(1 for i in ids if i in self.backend.control_ids)
         if found > allowed:
             raise DataError(
-                f"expected at most {allowed} control tokens, got {found}: this tokenizer makes control tokens "
-                "of ordinary text. Remove such text from the data.",
+                f"expected at most {allowed} control tokens, got {found}: this tokenizer makes control "
+                "tokens of ordinary text. Remove such text from the data.",
                 code="control_token",
             )
         bos = list(self.backend.bos_ids)

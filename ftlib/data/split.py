@@ -127,7 +127,7 @@ def _absent(name: str, records: Dataset) -> DataError:
 def _place(key: str, seed: int) -> float:
     """A number in [0, 1) that depends on the seed and the group alone."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=_HASH_BYTES).digest()
-    return int.from_bytes(digest, "big") / 256**_HASH_BYTES
+    return int.from_bytes(digest, "big") / float(256**_HASH_BYTES)
 
 
 def _by_hash(places: Mapping[str, float], validation: float) -> set[str]:

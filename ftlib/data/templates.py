@@ -17,51 +17,23 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from ftlib.data.rendering import Renderer, template_error
 from ftlib.data.segments import Conversation, Message, Role, Segment, Segments
 from ftlib.errors import DataError
 
-__all__ = ["ChatTemplate", "Layout"]
+__all__ = ["ChatTemplate"]
 
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_PRIVATE = range(0xF0000, 0xFFFFC, 2)  # code points without a meaning, taken in pairs
-# What a template's own code can raise on a conversation it does not expect.
-_FAILURES = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 _NO_STOP = -1
 
 
 class _UnverifiedError(Exception):
     """The spans of this rendering cannot be trusted; the message says why."""
-
-
-@final
-@dataclass(frozen=True)
-class Layout:
-    """The examples of one conversation: one, or one per trained turn.
-
-    Args:
-        examples: text with roles and weights.
-        notes: what was done beyond rendering, for the report.
-    """
-
-    examples: tuple[Segments, ...]
-    notes: tuple[str, ...] = ()
 
 
 @final
@@ -86,15 +58,13 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: re.Pattern[str]) -> None:
-        self._tokenizer = tokenizer
-        self._control = control
-        self._injects: dict[str | None, bool] = {}  # template -> it writes a system text of its own
+        self._renderer = Renderer(tokenizer, control)
 
     def with_system(self, conversation: Conversation) -> tuple[Conversation, tuple[str, ...]]:
         """The conversation with the system message its options ask for, and notes for the report."""
         if conversation.messages[0]["role"] == "system":
             return conversation, ()
-        injects = self._injects_system(conversation.template)
+        injects = self._renderer.injects_system(conversation.template)
         if conversation.system is None or (conversation.system == "" and not injects):
             return conversation, ("system_from_template",) if injects else ()
         system = {"role": "system", "content": conversation.system}
@@ -109,7 +79,7 @@ class ChatTemplate:
             conversation: messages up to the turn to be written.
             trained: assistant turns among them that training learns; tokens are cut there as in training.
         """
-        text, literals = self._render_with_literals(conversation, generation=True)
+        text, literals = self._renderer.with_literals(conversation, generation=True)
         try:
             regions, _ = self._regions(conversation, trained, text, spread=False)
         except _UnverifiedError:
@@ -117,8 +87,10 @@ class ChatTemplate:
         parts = _segments(text, regions, literals)
         return Segments((*parts, Segment("", "assistant", boundary=True)), bos=False, eos=False)
 
-    def layout(self, conversation: Conversation, trained: Sequence[int], *, spread: bool) -> Layout:
-        """The examples of a conversation.
+    def layout(
+        self, conversation: Conversation, trained: Sequence[int], *, spread: bool
+    ) -> tuple[Segments, ...]:
+        """The examples of a conversation: one, or one per trained turn. `eos` means that a stop was missing.
 
         Args:
             conversation: at least one message.
@@ -129,20 +101,18 @@ class ChatTemplate:
             DataError: code ``template``: rendering fails, or a turn cannot be located in its own example.
         """
         try:
-            return Layout(*self._example(conversation, trained, spread=spread))
+            return (self._example(conversation, trained, spread=spread),)
         except _UnverifiedError as whole:
             if spread and _weighted(conversation, trained):
-                raise _template_error(f"cannot locate each weighted message: {whole}") from whole
-        examples, notes = [], ["exploded"]
+                raise template_error(f"cannot locate each weighted message: {whole}") from whole
+        examples = []
         for k in trained:
             turn = replace(conversation, messages=conversation.messages[: k + 1])
             try:
-                example, more = self._example(turn, [k], spread=False)
+                examples.append(self._example(turn, [k], spread=False))
             except _UnverifiedError as alone:
-                raise _template_error(f"turn {k + 1} of the conversation: {alone}") from alone
-            examples += example
-            notes += more
-        return Layout(tuple(examples), tuple(notes))
+                raise template_error(f"turn {k + 1} of the conversation: {alone}") from alone
+        return tuple(examples)
 
     def stop_tokens(self, template: str | None) -> set[str]:
         """The control tokens that end a turn under this template, found by rendering probe turns."""
@@ -152,32 +122,28 @@ class ChatTemplate:
         for answer in answers:
             messages = ({"role": "user", "content": "a"}, {"role": "assistant", **answer})
             try:
-                layout = self.layout(Conversation(messages, template=template), [1], spread=False)
+                examples = self.layout(Conversation(messages, template=template), [1], spread=False)
             except DataError:  # a template without tools may refuse the second probe
                 continue
             matches = [
                 match.group()
-                for part in layout.examples[0].parts
+                for part in examples[0].parts
                 if part.role == "assistant"
-                for match in self._control.finditer(part.text)
+                for match in self._renderer.control.finditer(part.text)
             ]
             stops.update(matches[-1:])
         return stops
 
-    def _example(
-        self, conversation: Conversation, trained: Sequence[int], *, spread: bool
-    ) -> tuple[tuple[Segments], tuple[str, ...]]:
-        """One example of the whole conversation."""
-        text, literals = self._render_with_literals(conversation)
+    def _example(self, conversation: Conversation, trained: Sequence[int], *, spread: bool) -> Segments:
+        text, literals = self._renderer.with_literals(conversation)
         regions, stopped = self._regions(conversation, trained, text, spread=spread)
-        example = Segments(_segments(text, regions, literals), bos=False, eos=not stopped)
-        return (example,), () if stopped else ("stop_added",)
+        return Segments(_segments(text, regions, literals), bos=False, eos=not stopped)
 
     def _regions(
         self, conversation: Conversation, trained: Sequence[int], text: str, *, spread: bool
     ) -> tuple[list[_Region], bool]:
         """The spans of the trained turns (and weighted messages) in `text`; whether the last one stops."""
-        marked = self._generation_spans(conversation, text)
+        marked = self._renderer.generation_spans(conversation, text)
         regions = []
         stopped = True
         for k in trained:
@@ -226,13 +192,16 @@ class ChatTemplate:
         literals = self._literals_of(conversation, k + 1, text)
         controls = [
             match.span()
-            for match in self._control.finditer(text, start)
+            for match in self._renderer.control.finditer(text, start)
             if not any(a < match.end() and match.start() < b for a, b in literals)
         ]
         content = str(message.get("content") or "").strip()
         where = _last_outside(text, content, start, controls) if content else start
         if where is None and "".join(content.split()) not in "".join(text[start:].split()):
             raise _UnverifiedError("the template does not render the content whole")
+        for name in _called(message):
+            if name not in text[start:]:
+                raise _UnverifiedError(f"the template does not render the call of tool {name!r}")
         if where is None or message.get("tool_calls"):
             controls = controls[-1:]
         else:
@@ -241,102 +210,21 @@ class ChatTemplate:
 
     def _literals_of(self, conversation: Conversation, count: int, text: str) -> list[tuple[int, int]]:
         part = replace(conversation, messages=conversation.messages[:count])
-        if not self._has_control(part):
+        if not self._renderer.has_control(part):
             return []
-        rendered, literals = self._render_with_literals(part)
+        rendered, literals = self._renderer.with_literals(part)
         return literals if rendered.startswith(text) or text.startswith(rendered) else []
 
     def _before(self, conversation: Conversation, count: int, *, generation: bool = False) -> str:
         """The first `count` messages, rendered."""
-        return self._render(
+        return self._renderer.render(
             replace(conversation, messages=conversation.messages[:count]), generation=generation
         )
 
-    def _render(self, conversation: Conversation, *, generation: bool = False) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                _plain(conversation.messages),
-                tools=_as_list(conversation.tools),
-                chat_template=conversation.template,
-                add_generation_prompt=generation,
-                tokenize=False,
-            )
-        except _FAILURES as error:
-            raise _template_error(
-                f"expected messages it can render, got {type(error).__name__}: {error}"
-            ) from error
-        return str(text)
 
-    def _generation_spans(self, conversation: Conversation, text: str) -> dict[int, tuple[int, int]]:
-        """Assistant turn -> the characters the template marks as generated; empty without marks."""
-        tools = _as_list(conversation.tools)
-        template = self._tokenizer.get_chat_template(conversation.template, tools)
-        turns = [k for k, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-        if not turns or not _GENERATION.search(template):
-            return {}
-        rendered, spans = render_jinja_template(
-            [_plain(conversation.messages)],
-            tools=tools,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
-        )
-        if not text.startswith(rendered[0]) or len(spans[0]) != len(turns):
-            return {}
-        return dict(zip(turns, spans[0], strict=True))
-
-    def _render_with_literals(
-        self, conversation: Conversation, *, generation: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text, and where people's own words in it look like control tokens.
-
-        Such words are put between two private characters and rendered again; with the marks taken out,
-        both texts must be equal.
-        """
-        text = self._render(conversation, generation=generation)
-        if not self._has_control(conversation):
-            return text, []
-        used = set(text).union(*_strings(conversation))
-        opening, closing = next((chr(c), chr(c + 1)) for c in _PRIVATE if not {chr(c), chr(c + 1)} & used)
-        marked = _mapped(conversation, lambda s: self._control.sub(rf"{opening}\g<0>{closing}", s))
-        literals: list[tuple[int, int]] = []
-        plain: list[str] = []
-        length = opened = 0
-        for piece in re.split(f"([{opening}{closing}])", self._render(marked, generation=generation)):
-            if piece == opening:
-                opened = length
-            elif piece == closing:
-                literals.append((opened, length))
-            else:
-                plain.append(piece)
-                length += len(piece)
-        if "".join(plain) != text:
-            raise _template_error(
-                "the text holds control tokens that the template rearranges, so they cannot be kept as text. "
-                "Remove them from the data"
-            )
-        return text, literals
-
-    def _has_control(self, conversation: Conversation) -> bool:
-        return any(self._control.search(string) for string in _strings(conversation))
-
-    def _injects_system(self, template: str | None) -> bool:
-        """Whether the template writes a system text where the messages bring none."""
-        if template not in self._injects:
-            user = {"role": "user", "content": "a"}
-            try:
-                alone = self._render(Conversation((user,), template=template))
-                empty = self._render(
-                    Conversation(({"role": "system", "content": ""}, user), template=template)
-                )
-            except DataError:  # no system role at all
-                alone = empty = ""
-            self._injects[template] = len(alone) > len(empty)
-        return self._injects[template]
-
-
-def _template_error(message: str) -> DataError:
-    return DataError(f"chat template: {message}.", code="template", column="messages")
+def _called(message: Message) -> list[str]:
+    """Names of the tools a message calls."""
+    return [str(call.get("function", call).get("name")) for call in message.get("tool_calls") or ()]
 
 
 def _weight(message: Message) -> float | None:
@@ -351,14 +239,6 @@ def _weighted(conversation: Conversation, trained: Sequence[int]) -> list[int]:
         for k, message in enumerate(conversation.messages)
         if message.get("weight") is not None and k not in trained
     ]
-
-
-def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
-
-
-def _as_list(tools: tuple[Any, ...] | None) -> list[Any] | None:
-    return None if tools is None else list(tools)
 
 
 def _last_outside(text: str, content: str, start: int, spans: Sequence[tuple[int, int]]) -> int | None:
@@ -400,35 +280,3 @@ def _cut(text: str, region: _Region, literals: Sequence[tuple[int, int]]) -> Ite
     for number, (start, end) in enumerate(itertools.pairwise(edges)):
         control = not any(a <= start and end <= b for a, b in literals)
         yield Segment(text[start:end], region.role, region.weight, control, region.boundary and number == 0)
-
-
-def _strings(conversation: Conversation) -> Iterator[str]:
-    """Every string of a conversation that people wrote: all but keys, roles and weights."""
-
-    def walk(value: Any) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                if key != "role":
-                    yield from walk(item)
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                yield from walk(item)
-
-    yield from walk(conversation.messages)
-    yield from walk(conversation.tools)
-
-
-def _mapped(conversation: Conversation, change: Callable[[str], str]) -> Conversation:
-    """The conversation with `change` applied to each of these strings."""
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, str):
-            return change(value)
-        if isinstance(value, Mapping):
-            return {key: item if key == "role" else walk(item) for key, item in value.items()}
-        return [walk(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    tools = None if conversation.tools is None else tuple(walk(conversation.tools))
-    return replace(conversation, messages=tuple(walk(conversation.messages)), tools=tools)

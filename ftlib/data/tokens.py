@@ -57,8 +57,8 @@ class TokenBackend:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise CapabilityError(
-                f"Encoder: expected a tokenizer with a fast backend, got {type(tokenizer).__name__}, which gives "
-                "no character offsets. Load it with AutoTokenizer, or convert it to tokenizer.json."
+                f"Encoder: expected a tokenizer with a fast backend, got {type(tokenizer).__name__}, which "
+                "gives no character offsets. Load it with AutoTokenizer, or convert it to tokenizer.json."
             )
         self.tokenizer = copy.deepcopy(tokenizer)
         spec = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -82,7 +82,7 @@ class TokenBackend:
         )
 
     def encode(self, pieces: Sequence[Piece]) -> list[tuple[list[int], list[float]]]:
-        """Ids of each piece, and the weight of each id: that of its characters, the larger if it straddles."""
+        """Ids of each piece, and the weight of each id: the largest weight among its characters."""
         encoded: dict[int, tuple[list[int], list[float]]] = {}
         for starts in (True, False):
             backend = self._starting if starts else self._inner
