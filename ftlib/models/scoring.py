@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ftlib.batches import PackedBatch, Span
 from ftlib.models.attention import grouped_scope
+from ftlib.models.checkpointing import grouped_recompute
 from ftlib.models.head import head_logprobs
 from ftlib.models.layout import GroupLayout
 from ftlib.models.parts import Plan
@@ -51,7 +52,7 @@ def score(
 
 def _grouped_hidden(plan: Plan, batch: PackedBatch, hidden: bool) -> tuple[Tensor, Tensor | None]:
     """Hidden states [N, D] of the scored rows, and of last tokens [C, D], from one flat row."""
-    with grouped_scope(plan.body.config):
+    with grouped_scope(plan.body.config), grouped_recompute(plan.body):
         output = plan.body(
             input_ids=batch.ids_T[None],
             position_ids=batch.positions_T[None],
