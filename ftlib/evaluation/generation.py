@@ -1,0 +1,222 @@
+"""Completions of prompts that are token ids: batched, in the order they came, model and settings untouched.
+
+transformers generates. Added here: batches of like length with the padding on the left, whatever the
+tokenizer's own side; a generation config of its own; and modes and random state put back afterwards.
+
+Shapes: B prompts of a batch, L positions of the longest, N of its completions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ftlib.adapters.attach import AnyModel, model_capabilities
+from ftlib.errors import ConfigError, DataError
+from ftlib.models.parts import inner_model
+
+__all__ = ["decode", "generate"]
+
+# Settings with an argument of their own here, or that change what is returned.
+_OWNED = {
+    "bos_token_id": "prompts hold their own ids",
+    "eos_token_id": "pass stop_ids",
+    "max_length": "pass max_new_tokens",
+    "num_return_sequences": "repeat the prompt",
+    "output_attentions": "call the model",
+    "output_hidden_states": "call the model",
+    "output_logits": "call the model",
+    "output_scores": "call the model",
+    "pad_token_id": "padding never shows in a completion",
+    "return_dict_in_generate": "call the model",
+}
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+
+
+def generate(
+    model: AnyModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int = 128,
+    do_sample: bool = False,
+    batch_size: int = 8,
+    seed: int | None = None,
+    **generation_options: Any,
+) -> list[list[int]]:
+    """Token ids of one completion per prompt.
+
+    Args:
+        model: a causal language model, with or without adapters; its mode is put back afterwards.
+        tokenizer: gives the id to pad with; None or one without a pad token pads with a stop id.
+        prompts: token ids, at least one each.
+        stop_ids: ids that end a completion; empty goes on to `max_new_tokens`.
+        max_new_tokens: per completion, >= 1; fewer where the model's context ends.
+        do_sample: draw tokens; False takes the likeliest.
+        batch_size: prompts per forward, >= 1. Changes the speed; in float32 not the greedy result.
+        seed: of the draws; the global random state is put back afterwards. None draws from the global
+            one. Only with `do_sample`.
+        generation_options: further settings of `transformers.GenerationConfig`, such as ``temperature``;
+            what is not given comes from the model's own, as in transformers.
+
+    Returns:
+        Completions without their prompts, in the order of `prompts`, each up to and with its stop id.
+
+    Raises:
+        ConfigError: an unknown option (the nearest name is given), one without effect, or a prompt
+            that fills the model's context.
+        DataError: an empty prompt.
+
+    Example:
+        >>> ids = generate(model, tokenizer, [[5, 6, 7]], stop_ids=[2])  # doctest: +SKIP
+    """
+    inner = inner_model(model)
+    model_capabilities(model)  # virtual tokens live outside the model inside: refused here by name
+    settings = _settings(tokenizer, stop_ids, max_new_tokens, do_sample, seed, generation_options)
+    if batch_size < 1:
+        raise ConfigError(f"generate: expected batch_size >= 1, got {batch_size}.")
+    room = _room(inner, prompts, max_new_tokens)
+    device = cast(nn.Embedding, inner.get_input_embeddings()).weight.device
+    write = cast(Callable[..., Tensor], inner.generate)
+    completions: list[list[int]] = [[] for _ in prompts]
+    with _evaluation_mode(model), _draws(seed, device), torch.no_grad():
+        for batch in _batches(prompts, room, batch_size):
+            ids_BL, mask_BL = _left_padded([prompts[index] for index in batch], settings.pad_token_id, device)
+            settings.max_new_tokens = room[batch[0]]
+            ids_BLN = write(input_ids=ids_BL, attention_mask=mask_BL, generation_config=settings)
+            for index, row in zip(batch, ids_BLN[:, ids_BL.shape[1] :].tolist(), strict=True):
+                completions[index] = _until_stop(row, stop_ids)
+    return completions
+
+
+def decode(
+    tokenizer: PreTrainedTokenizerBase,
+    completions: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int] = (),
+) -> list[str]:
+    """Completions as text, without their stop token and without special tokens.
+
+    Args:
+        tokenizer: of the model that wrote them.
+        completions: token ids, as `generate` returns them.
+        stop_ids: the first of these and all after it are left out.
+    """
+    kept = [_until_stop(row, stop_ids) for row in completions]
+    kept = [row[:-1] if row and row[-1] in stop_ids else row for row in kept]
+    return [
+        str(tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for row in kept
+    ]
+
+
+def _settings(
+    tokenizer: PreTrainedTokenizerBase | None,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    do_sample: bool,
+    seed: int | None,
+    options: dict[str, Any],
+) -> GenerationConfig:
+    """A generation config of our own, from checked options."""
+    if max_new_tokens < 1:
+        raise ConfigError(f"generate: expected max_new_tokens >= 1, got {max_new_tokens}.")
+    known = {name for name in GenerationConfig().to_dict() if not name.startswith("_")}
+    for name in options:
+        if name in _OWNED:
+            raise ConfigError(f"generate: {name} has no effect here: {_OWNED[name]}.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known - _OWNED.keys(), n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "see transformers.GenerationConfig."
+            raise ConfigError(f"generate: unknown option {name!r}: {hint}")
+    if not do_sample:
+        idle = [name for name in _SAMPLING if name in options] + (["seed"] if seed is not None else [])
+        if idle:
+            raise ConfigError(f"generate: {', '.join(idle)} has no effect without do_sample=True.")
+        # The model's own sampling settings would be merged in, and warned of.
+        options = options | dict.fromkeys(("temperature", "top_p", "typical_p"), 1.0) | {"top_k": 50}
+    pad = None if tokenizer is None else tokenizer.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=pad if pad is not None else next(iter(stop_ids), 0),  # masked, so any id would do
+        **({"use_cache": True} | options),
+    )
+
+
+def _room(inner: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
+    """Tokens each prompt may add: as many as asked for, and no more than the model's context holds."""
+    context = getattr(inner.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    room = []
+    for row, prompt in enumerate(prompts, start=1):
+        if len(prompt) == 0:
+            raise DataError(
+                "expected at least one token, got none. Start the prompt with the BOS token.",
+                code="empty_prompt",
+                file="<prompts>",
+                row=row,
+            )
+        room.append(max_new_tokens if context is None else min(max_new_tokens, context - len(prompt)))
+        if room[-1] < 1:
+            raise ConfigError(
+                f"generate: expected prompts shorter than the model's context of {context} tokens, got "
+                f"{len(prompt)} in prompt {row}. Shorten it."
+            )
+    return room
+
+
+def _batches(prompts: Sequence[Sequence[int]], room: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Indices of prompts of like length and equal room, the longest first."""
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    for _, equal in groupby(order, key=room.__getitem__):
+        batch = list(equal)
+        for start in range(0, len(batch), batch_size):
+            yield batch[start : start + batch_size]
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], pad: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Ids int64 [B, L] and attention mask int64 [B, L]; the mask comes from lengths, never from ids."""
+    longest = max(map(len, prompts))
+    ids_BL = torch.tensor([[pad or 0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask_BL = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids_BL.to(device), mask_BL.to(device)
+
+
+def _until_stop(row: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    """The row up to and with its first stop id."""
+    end = next((place for place, token in enumerate(row) if token in stop_ids), len(row))
+    return list(row[: end + 1])
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the scope; every module's own mode comes back after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _draws(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draws from a seeded global generator, whose state comes back after the scope."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type="cuda"):
+        torch.manual_seed(seed)
+        yield
