@@ -7,11 +7,12 @@ fits most rows, that one is the format and the other rows are reported as bad. A
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from ftlib.data.messages import canonical_messages, is_message_list
+from ftlib.data.messages import canonical_messages, dicts_of, is_message_list
 from ftlib.data.problems import describe
 from ftlib.errors import ConfigError, DataError
 
@@ -145,7 +146,8 @@ def _messages(row: Mapping[str, Any], column: str, roles: Roles) -> list[dict[st
 
 
 def _with_tools(row: Mapping[str, Any], canonical: dict[str, Any]) -> dict[str, Any]:
-    return {**canonical, "tools": row["tools"]} if row.get("tools") else canonical
+    tools = dicts_of(row.get("tools"), "tools")
+    return {**canonical, "tools": json.dumps(tools, ensure_ascii=False)} if tools else canonical
 
 
 def _canonical_messages(row: Mapping[str, Any], roles: Roles) -> dict[str, Any]:

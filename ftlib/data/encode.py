@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from ftlib.data.weights import check
 from ftlib.errors import ConfigError, DataError
 
 __all__ = ["COLUMNS", "Encoder"]
+
+_log = logging.getLogger(__name__)
 
 COLUMNS = Features(
     {
@@ -154,6 +157,8 @@ class Encoder:
             )
         if self.report.dropped:
             encoded = encoded.select([i for i, reason in enumerate(status["dropped"]) if reason is None])
+        if flags := self.report.flags():
+            _log.warning("Encoder: %s. encoder.preview(records) shows it.", "; ".join(flags))
         return encoded.remove_columns(list(_STATUS))
 
     def preview(self, records: Any, n: int = 3) -> Preview:

@@ -6,11 +6,11 @@ alone tokenises. Any function from a row to `Segments` or `Conversation` is a fo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
+from ftlib.data.messages import dicts_of, restored
 from ftlib.data.segments import Conversation, Formatter, Message, Row, Segment, Segments
 from ftlib.errors import ConfigError, DataError
 
@@ -89,7 +89,9 @@ class Chat:
             messages, given = _messages(row, "prompt"), len(prompt)
             if row.get("completion") is not None:
                 messages += _messages(row, "completion")
-        return Conversation(messages, _tools(row.get("tools")), given, self.template, self.system)
+        return Conversation(
+            messages, tuple(dicts_of(row.get("tools"), "tools")) or None, given, self.template, self.system
+        )
 
     def row(self, prompt: str) -> Row:
         """The row of a bare prompt: one user turn."""
@@ -146,29 +148,18 @@ def _string(row: Row, column: str) -> str:
 
 
 def _messages(row: Row, column: str) -> tuple[Message, ...]:
-    """The messages as templates expect them: no null keys, JSON text read, unknown keys put back."""
     value = row.get(column)
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+    if (
+        not isinstance(value, Sequence)
+        or not value
+        or not all(isinstance(message, Mapping) for message in value)
+    ):
         raise DataError(
             f"expected a list of messages, got {value!r:.80}. The row has {sorted(row)}.",
             code="missing_column" if value is None else "bad_row",
             column=column,
         )
-    return tuple(_message(message) for message in value)
-
-
-def _message(stored: Mapping[str, Any]) -> Message:
-    message = {key: value for key, value in stored.items() if value is not None and key != "extra"}
-    if isinstance(message.get("tool_calls"), str):
-        message["tool_calls"] = json.loads(message["tool_calls"])
-    if isinstance(stored.get("extra"), str):
-        message |= json.loads(stored["extra"])
-    return message
-
-
-def _tools(stored: Any) -> tuple[Any, ...] | None:
-    tools = json.loads(stored) if isinstance(stored, str) else stored
-    return tuple(tools) if tools else None
+    return tuple(restored(message, f"{column}[{k}]") for k, message in enumerate(value))
 
 
 def _one_of(owner: str, option: str, value: str, allowed: tuple[str, ...]) -> None:

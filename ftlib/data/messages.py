@@ -10,7 +10,7 @@ from typing import Any
 from ftlib.data.problems import describe
 from ftlib.errors import DataError
 
-__all__ = ["ROLES", "canonical_messages", "is_message_list"]
+__all__ = ["ROLES", "canonical_messages", "dicts_of", "is_message_list", "restored"]
 
 ROLES: Mapping[str, str] = {
     spelling: role
@@ -75,18 +75,64 @@ def canonical_messages(
     return [_canonical(message, f"{column}[{k}]", roles) for k, message in enumerate(messages)]
 
 
+def restored(stored: Mapping[str, Any], column: str) -> dict[str, Any]:
+    """A stored message as templates read it: no null keys, JSON text parsed, unknown keys put back.
+
+    Raises:
+        DataError: a message without a role, or JSON text that is none.
+    """
+    message = {key: value for key, value in stored.items() if value is not None}
+    if not isinstance(message.get("role"), str):
+        raise DataError(f"expected a message with a role, got {describe(stored)}.", column=column)
+    message |= _object_of(message.pop("extra", None))
+    if "tool_calls" in message:
+        message["tool_calls"] = dicts_of(message["tool_calls"], f"{column}.tool_calls")
+    return message
+
+
+def dicts_of(value: Any, column: str) -> list[dict[str, Any]]:
+    """A list of objects, given as such or as JSON text; null and nothing are the empty list.
+
+    Raises:
+        DataError: anything else.
+    """
+    parsed = value
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            parsed = value
+    if not parsed and not isinstance(parsed, (bool, int, float)):
+        return []
+    if not isinstance(parsed, list) or not all(isinstance(item, dict) for item in parsed):
+        raise DataError(
+            f"expected a list of objects, got {describe(value)}.", column=column, excerpt=describe(value)
+        )
+    return parsed
+
+
+def _object_of(value: Any) -> dict[str, Any]:
+    """The unknown keys kept in `extra`; something else of that name is an unknown key itself."""
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        parsed = value
+    if value is None or isinstance(parsed, dict):
+        return parsed or {}
+    return {"extra": value}
+
+
 def _canonical(message: Mapping[str, Any], column: str, roles: Mapping[str, str]) -> dict[str, Any]:
     given = {key: value for key, value in message.items() if value is not None}
-    stored = json.loads(given.pop("extra")) if isinstance(given.get("extra"), str) else {}
-    given |= stored  # canonical once, canonical twice: the same
+    given |= _object_of(given.pop("extra", None))  # canonical once, canonical twice: the same
     kept: dict[str, Any] = {"role": _role(given.pop("role", None), column, roles)}
-    calls = given.pop("tool_calls", None) or None
-    kept["content"] = _content(given.pop("content", None), column, has_calls=calls is not None)
+    calls = dicts_of(given.pop("tool_calls", None), f"{column}.tool_calls")
+    kept["content"] = _content(given.pop("content", None), column, has_calls=bool(calls))
     weight = _weight(given, column)
     if weight is not None:
         kept["weight"] = weight
-    if calls is not None:
-        kept["tool_calls"] = calls if isinstance(calls, str) else json.dumps(calls, ensure_ascii=False)
+    if calls:
+        kept["tool_calls"] = json.dumps(calls, ensure_ascii=False)
     reasoning = [given.pop(key) for key in _REASONING if key in given]
     if reasoning:
         kept["reasoning"] = _text(reasoning[0], f"{column}.reasoning")

@@ -66,6 +66,16 @@ class Report:
         if came != went:
             raise AssertionError(f"encoder: {came} examples came in, {went} are accounted for.")
 
+    def flags(self) -> list[str]:
+        """What deserves a look before training, in words."""
+        counts = {
+            "examples without a trained stop token": self.without_terminator,
+            "examples whose text holds control tokens, kept as text": self.control_text,
+            "examples dropped": self.dropped.total(),
+            "examples truncated": self.truncated,
+        }
+        return [f"{count:,} of {self.examples:,} {what}" for what, count in counts.items() if count]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**asdict(self), "dropped": dict(self.dropped), "trained_share": self.trained_share}

@@ -79,7 +79,7 @@ def normalise(text: str) -> str:
     r"""Text for comparing prompts: NFKC, casefolded, punctuation and blanks to one blank, trimmed.
 
     Example:
-        >>> normalise("  What's  NEW?\\n")
+        >>> normalise("  What's  NEW?")
         'what s new'
     """
     folded = unicodedata.normalize("NFKC", text).casefold()

@@ -41,7 +41,7 @@ def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
 
 def _column(name: str, values: list[Any]) -> tuple[Any, list[Any]]:
     present = [value for value in values if value is not None]
-    if name in _MESSAGE_COLUMNS and present and all(isinstance(value, list) for value in present):
+    if name in _MESSAGE_COLUMNS and present and all(map(_is_messages, present)):
         keys = {key for value in present for message in value for key in message}
         fields = {
             key: Value("float64" if key == "weight" else "string") for key in _MESSAGE_KEYS if key in keys
@@ -59,6 +59,16 @@ def _column(name: str, values: list[Any]) -> tuple[Any, list[Any]]:
         for value in values
     ]
     return Value("string"), texts
+
+
+def _is_messages(value: Any) -> bool:
+    """Messages as `canonical_messages` gives them."""
+    return isinstance(value, list) and all(
+        isinstance(message, dict)
+        and set(message) <= set(_MESSAGE_KEYS)
+        and all(isinstance(item, float if key == "weight" else str) for key, item in message.items())
+        for message in value
+    )
 
 
 def _scalar(values: Sequence[Any]) -> str | None:

@@ -544,6 +544,15 @@ def test_every_row_is_accounted_for():
     assert "dropped, too_long: 22" in str(report)
 
 
+def test_what_deserves_a_look_is_logged_once(caplog):
+    encoded(tiny("words"), LONG, max_length=8, overflow="truncate")
+    (record,) = [record for record in caplog.records if record.name.startswith("ftlib")]
+    assert "1 of 2 examples without a trained stop token; 1 of 2 examples truncated" in record.getMessage()
+    caplog.clear()
+    encoded(tiny("words"), LONG)
+    assert not [record for record in caplog.records if record.name.startswith("ftlib")]
+
+
 # --- train_on and weights ---
 
 WEIGHTED = [

@@ -59,8 +59,12 @@ def test_prompt_ids_equal_inference_ids(kind, prompt, completion):
 @given(prompt=TEXT, completion=ANSWER)
 @settings(max_examples=40, deadline=None)
 def test_decoding_gives_back_prompt_and_completion(kind, prompt, completion):
-    """ "▁" is how SentencePiece writes a blank, so it cannot come back as itself."""
+    """The prompt starts with a letter: some decoders take a blank off the start of a text, whoever wrote it.
+
+    And "▁" is how SentencePiece writes a blank, so it cannot come back as itself.
+    """
     tokenizer, own = encoder(kind)
+    prompt = f"a{prompt}"
     (example,) = rows_of(own, [{"prompt": prompt, "completion": completion}])
     ids = [*example.prefix[0], *example.rest[0]]
     assert ids[0] == tokenizer.bos_token_id

@@ -26,8 +26,10 @@ class Terminal(io.StringIO):
 
 
 def test_marks_stand_around_what_is_trained():
-    assert preview(n=1).text == (
-        "--- <list>:1: 19 tokens, 10 trained (53%), stop token trained\nthe quick [[brown fox</s>]]"
+    """One token per word: two of the prompt, two of the completion and EOS."""
+    shown = Encoder(tiny("words")).preview([{"prompt": "the quick", "completion": "brown fox"}])
+    assert shown.text == (
+        "--- <list>:1: 5 tokens, 3 trained (60%), stop token trained\nthe quick[[ brown fox </s>]]"
     )
 
 
