@@ -172,7 +172,10 @@ class Encoder:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The token ids that end what is trained, ascending: EOS, or the stop tokens of the template."""
+        """The token ids that end what is trained, ascending: EOS, or the stop tokens of the template.
+
+        Both, as long as no formatter was given and no records were seen.
+        """
         return tuple(sorted(self._stop_ids(self._resolved)))
 
     def encode_prompt(self, row: str | Sequence[Mapping[str, Any]] | Row) -> list[int]:
@@ -225,7 +228,8 @@ class Encoder:
         template = formatter.template if isinstance(formatter, formatters.Chat) else None
         stops = self._template.stop_tokens(template)
         vocabulary = self._backend.tokenizer.get_added_vocab()
-        return {vocabulary[token] for token in stops} or eos
+        found = {vocabulary[token] for token in stops}
+        return found | eos if formatter is None else found or eos
 
     def _stream(self, records: IterableDataset, worker: _Worker) -> IterableDataset:
         report = self.report = Report()

@@ -553,6 +553,14 @@ def test_what_deserves_a_look_is_logged_once(caplog):
     assert not [record for record in caplog.records if record.name.startswith("ftlib")]
 
 
+def test_before_any_records_every_possible_stop_counts():
+    tokenizer = tiny()
+    im_end, eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "</s>"])
+    assert Encoder(tokenizer).stop_ids == tuple(sorted((im_end, eos)))
+    assert encoded(tokenizer, CHAT)[0].stop_ids == (im_end,)
+    assert encoded(tokenizer, PAIRS)[0].stop_ids == (eos,)
+
+
 # --- train_on and weights ---
 
 WEIGHTED = [
