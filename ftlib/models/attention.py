@@ -4,8 +4,8 @@ Registered under its own name through transformers' attention interface; the mod
 No mask is built for that name, so attention costs the sum of squared lengths instead of their square.
 On CPU forward and backward are our own: batched products per tile, with the query heads of one key
 head folded into rows. At lengths up to about a thousand tokens that is faster than
-`scaled_dot_product_attention` there, its backward by two to four times. Other devices, attention
-dropout and double backward use `attend_plain`, to which it is equal.
+`scaled_dot_product_attention` there, its backward by two to four times. Other devices and attention
+dropout use `attend_plain`, to which it is equal, and which alone can be differentiated twice.
 
 Left out: attention sinks and learned position biases; a model that passes one is refused here and
 runs on the padded path.
@@ -33,11 +33,11 @@ __all__ = ["NAME", "attend", "attend_plain", "grouped_attention", "grouped_scope
 NAME = "ftlib_grouped"
 BLOCK = 256  # query rows of a tile: above it the causal half that is skipped pays for the extra calls
 KEPT = 256  # keys up to which a tile's probabilities are kept for the backward, heads x 512 bytes per row
-UNSUPPORTED = ("position_bias", "s_aux", "head_mask", "alibi", "cache")
+UNSUPPORTED = ("position_bias", "s_aux", "sinks", "indices", "block_indices", "head_mask", "alibi", "cache")
 
 
 def grouped_attention(
-    module: nn.Module,
+    module: nn.Module,  # noqa: ARG001  transformers passes it to every attention function
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -63,6 +63,7 @@ def grouped_attention(
         dropout: on the probabilities.
         sliding_window: tokens a query sees, itself included.
         softcap: scores become ``softcap * tanh(scores / softcap)``.
+        **options: what else a layer passes; anything that would change scores is refused.
 
     Returns:
         Output [1, T, H, D], and None for the attention weights.
@@ -71,6 +72,7 @@ def grouped_attention(
         CapabilityError: no layout arrived, or the layer passes something that cannot be honoured.
     """
     refused = [name for name in UNSUPPORTED if options.get(name) is not None]
+    refused += ["is_causal=False"] if options.get("is_causal") is False else []
     if groups is None or attention_mask is not None or refused:
         found = refused or ("an attention mask" if attention_mask is not None else "no `groups`")
         raise CapabilityError(
@@ -94,12 +96,22 @@ def grouped_scope(config: PreTrainedConfig) -> Iterator[None]:
 
     A padded forward or `generate` under that name would get no mask, hence the scope.
     """
-    before = config._attn_implementation
-    config._attn_implementation = NAME
+    before = [(part, part._attn_implementation) for part in _with_parts(config)]
+    config._attn_implementation = NAME  # transformers sets it on the parts too
     try:
         yield
     finally:
-        config._attn_implementation = before
+        for part, name in before:
+            part._attn_implementation = name
+
+
+def _with_parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """A configuration, then those inside it, each after the one it lies in."""
+    yield config
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None:
+            yield from _with_parts(part)
 
 
 def attend_plain(
@@ -139,7 +151,13 @@ def _tile_output(
     square = tile.offset == 0 and tile.rows == tile.columns and (window is None or window >= tile.rows)
     if softcap is None and square:  # the kernel skips the upper triangle only when no mask is passed
         return scaled_dot_product_attention(
-            q_HnD[None], k_KmD[None], v_KmD[None], dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
+            q_HnD[None],
+            k_KmD[None],
+            v_KmD[None],
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scale,
+            enable_gqa=grouped,
         )[0]
     mask = causal_mask(tile.rows, tile.columns, tile.offset, window, q_HnD.dtype, q_HnD.device)
     if softcap is None:
@@ -149,7 +167,8 @@ def _tile_output(
     groups_per_key = q_HnD.shape[0] // k_KmD.shape[0]
     k, v = (x.repeat_interleave(groups_per_key, 0) for x in (k_KmD, v_KmD))
     scores = torch.tanh(q_HnD @ k.transpose(1, 2) * (scale / softcap)) * softcap + mask
-    return drop(torch.softmax(scores, -1, dtype=torch.promote_types(q_HnD.dtype, torch.float32)).to(v.dtype), dropout) @ v
+    probs = torch.softmax(scores, -1, dtype=torch.promote_types(q_HnD.dtype, torch.float32))
+    return drop(probs.to(v.dtype), dropout) @ v
 
 
 def _rows(x_KTD: Tensor, tile: Tile) -> Tensor:
@@ -251,7 +270,8 @@ def _tile_probs(
         capped = scores.div_(softcap).tanh_()
         scores = capped * softcap
     n, m = tile.rows, tile.columns
-    scores.view(len(k_KTD), -1, n, m).add_(causal_mask(n, m, tile.offset, window, scores.dtype, scores.device))
+    mask = causal_mask(n, m, tile.offset, window, scores.dtype, scores.device)
+    scores.view(len(k_KTD), -1, n, m).add_(mask)
     return torch.softmax(scores, -1), capped
 
 

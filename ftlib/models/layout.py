@@ -58,6 +58,11 @@ class GroupLayout:
         self.spans = tuple(spans)
         self._tiles: dict[tuple[int | None, int | None], tuple[Tile, ...]] = {}
 
+    @property
+    def windows(self) -> set[int | None]:
+        """The sliding windows that attention layers have asked for so far; None is full attention."""
+        return {window for window, _ in self._tiles}
+
     def tiles(self, *, window: int | None = None, block: int | None = None) -> tuple[Tile, ...]:
         """Tiles that cover every query row once.
 
@@ -84,16 +89,15 @@ class GroupLayout:
         return tiles
 
 
-def _run(
-    start: int, gap: int, prefix: int, length: int, window: int | None, block: int | None
-) -> list[Tile]:
+def _run(start: int, gap: int, prefix: int, length: int, window: int | None, block: int | None) -> list[Tile]:
     """Tiles of `length` rows at positions from `prefix` on; `gap` rows of siblings lie in between."""
     tiles = []
     step = block or max(length, 1)
     for first in range(prefix, prefix + length, step):
         last = min(first + step, prefix + length)
         seen = 0 if window is None else max(0, first - window + 1)
-        shared, own = slice(start + seen, start + prefix), slice(start + gap + max(seen, prefix), start + gap + last)
+        shared = slice(start + seen, start + prefix)
+        own = slice(start + gap + max(seen, prefix), start + gap + last)
         keys = (shared, own) if seen < prefix else (own,)
         tiles.append(Tile(slice(start + gap + first, start + gap + last), keys, first - seen))
     return tiles
@@ -105,11 +109,12 @@ def causal_mask(
 ) -> Tensor:
     """Additive mask [n, m]: 0 where query i sees key j, -inf elsewhere.
 
-        seen(i, j) = j <= i + offset  and  j > i + offset - window
+    Query i sees key j if ``i + offset - window < j <= i + offset``.
     """
-    query = torch.arange(rows, device=device)[:, None] + offset
-    key = torch.arange(columns, device=device)[None, :]
-    seen = key <= query
-    if window is not None:
-        seen &= key > query - window
-    return torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+    with torch.inference_mode(False):  # it is cached, and a tensor made in inference mode cannot be saved
+        query = torch.arange(rows, device=device)[:, None] + offset
+        key = torch.arange(columns, device=device)[None, :]
+        seen = key <= query
+        if window is not None:
+            seen &= key > query - window
+        return torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
