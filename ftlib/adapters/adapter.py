@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import final
 
 from peft import PeftConfig
+from peft.utils.peft_types import PeftType
 
 from ftlib.adapters.capability import Capabilities, capabilities_of
 
@@ -30,4 +31,4 @@ class Adapter:
     @classmethod
     def of(cls, config: PeftConfig) -> Adapter:
         """Any peft configuration as an adapter."""
-        return cls(str(config.peft_type.value).lower(), config, capabilities_of(config))
+        return cls(PeftType(config.peft_type).value.lower(), config, capabilities_of(config))

@@ -50,7 +50,7 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
                 "attach: expected a plain transformers model for full fine-tuning, got one with adapters. "
                 "Merge them first: ftlib.adapters.merge(model)."
             )
-        return cast(PreTrainedModel, model.requires_grad_(True))
+        return model.requires_grad_(True)
     config = _bound_copy(model, adapter.config)
     if isinstance(model, PeftModel):
         if name in model.peft_config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from peft.utils.peft_types import PeftType
 
 from ftlib.errors import CapabilityError
@@ -43,7 +43,7 @@ class Capabilities:
 
 FULL = Capabilities(mergeable=False, off_is_base=False, learning_rate=2e-5)
 LORA = Capabilities()
-_CHANGES_BASE = ("pissa", "olora", "corda")  # these initialisations subtract their start from the base
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these initialisations subtract from the base
 
 
 def capabilities_of(config: PeftConfig | None) -> Capabilities:
@@ -56,10 +56,11 @@ def capabilities_of(config: PeftConfig | None) -> Capabilities:
         return FULL
     if config.is_prompt_learning:
         raise CapabilityError(
-            f"adapter: expected a configuration that adapts weights, got {config.peft_type}, which adds virtual "
-            "tokens. Use ftlib.adapters.lora() or full()."
+            f"adapter: expected a configuration that adapts weights, got {config.peft_type}, which adds "
+            "virtual tokens. Use ftlib.adapters.lora() or full()."
         )
-    if config.peft_type == PeftType.LORA:
-        changes = str(config.init_lora_weights).startswith(_CHANGES_BASE)  # type: ignore[attr-defined]
-        return replace(LORA, off_is_base=not changes)
+    if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:
+        init = config.init_lora_weights  # False asks for random factors, the second one too
+        keeps_base = not str(init).startswith(_CHANGES_BASE) and config.bias == "none"
+        return replace(LORA, identity_init=init is not False, off_is_base=keeps_base)
     return replace(LORA, identity_init=False)  # another weight adapter: promise no more than peft itself does

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora.layer import Linear as PeftLoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 __all__ = ["FusedLoraLinear", "fuse"]
 
@@ -48,8 +48,9 @@ class FusedLoraLinear(PeftLoraLinear):
         (name,) = active
         base, dropout = self.get_base_layer(), self.lora_dropout[name]
         drops = isinstance(dropout, nn.Dropout) and dropout.training and dropout.p > 0
-        plain = type(base) is nn.Linear and base.weight.dtype == x.dtype and not base.weight.requires_grad
-        if drops or not plain or self.lora_bias[name] or torch.is_autocast_enabled(x.device.type):
+        hooked = base._forward_hooks or base._forward_pre_hooks
+        plain = _is_plain(base) and base.weight.dtype == x.dtype and not base.weight.requires_grad
+        if drops or hooked or not plain or self.lora_bias[name] or torch.is_autocast_enabled(x.device.type):
             return None
         return str(name)
 
@@ -65,13 +66,15 @@ class _LoraProjection(torch.autograd.Function):
         ctx: Any, x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_rI: Tensor, b_Or: Tensor, scale: float
     ) -> Tensor:
         low_a_rI, low_b_Or = a_rI.to(x.dtype), (b_Or * scale).to(x.dtype)
-        output = linear(x, weight_OI, bias_O)
         rows_TI = x.reshape(-1, x.shape[-1])
         inner_Tr = rows_TI @ low_a_rI.t()
-        output.view(-1, output.shape[-1]).addmm_(inner_Tr, low_b_Or.t())
+        # the thin product first: the large one then adds to it while it is in the cache
+        output_TO = (inner_Tr @ low_b_Or.t()).addmm_(rows_TI, weight_OI.t())
+        if bias_O is not None:
+            output_TO += bias_O
         ctx.save_for_backward(rows_TI, weight_OI, low_a_rI, low_b_Or, inner_Tr)
         ctx.scale, ctx.wide = scale, a_rI.dtype
-        return output
+        return output_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -86,7 +89,7 @@ class _LoraProjection(torch.autograd.Function):
             # (u' dy)' rather than dy' u: the thin matrix first is twice as fast
             db_Or = (inner_Tr.t() @ dy_TO).t().to(ctx.wide) * ctx.scale
         if ctx.needs_input_grad[0]:
-            dx = (dy_TO @ weight_OI).addmm_(dinner_Tr, low_a_rI).view(*dy.shape[:-1], -1)
+            dx = (dinner_Tr @ low_a_rI).addmm_(dy_TO, weight_OI).view(*dy.shape[:-1], -1)
         return dx, None, None, da_rI, db_Or, None
 
 
@@ -96,5 +99,21 @@ def fuse(config: PeftConfig) -> PeftConfig:
     The registration lives in memory only: a saved adapter is plain peft.
     """
     if config.peft_type == PeftType.LORA and isinstance(config, LoraConfig) and not config.use_dora:
-        config._register_custom_module({nn.Linear: FusedLoraLinear})
+        config._register_custom_module({nn.Linear: _fused_or_none})
     return config
+
+
+def _fused_or_none(
+    target: nn.Module, adapter_name: str, *, parameter_name: str | None = None, **options: Any
+) -> FusedLoraLinear | None:
+    """The fused layer around a plain matrix; None hands every other kind back to peft.
+
+    peft asks by `isinstance`, which quantised layers pass too.
+    """
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    return FusedLoraLinear(target, adapter_name, **options) if parameter_name is None and _is_plain(base) else None
+
+
+def _is_plain(base: nn.Module) -> bool:
+    """Whether a layer is `nn.Linear` itself with an ordinary weight: no subclass, not quantised."""
+    return type(base) is nn.Linear and type(base.weight) is nn.Parameter
