@@ -1,0 +1,23 @@
+"""Paired measurements of ftlib against another library, with proof that both did the same work.
+
+    python -m benchmarks sft --baseline trl --pairs 3
+
+How a comparison is made:
+
+- *Same work.* One set of token ids and labels, one order, one adapter initialisation per pair. Both sides
+  load them, and the rows that each side's batches really held are hashed and compared, step by step.
+- *Paired runs.* Every run is a fresh process; the sides take turns. The ratio is taken within each pair.
+- *Same losses.* Per step, in the dtype of the timed runs and in a short float32 run; after training, one
+  neutral evaluator (plain transformers and peft) scores the adapters that both sides saved.
+- *Proof of training.* Every step has a gradient, the adapter moved, the base weights did not.
+
+    __main__    the command line
+    driver      which process runs when; writes the result after every run
+    child       what runs in those processes
+    tasks/      one file per task: its data, its sides, its evaluator, its floor
+    machine     what the machine is and can do
+    recorder    times, resources and batches of one training run
+    records     the shape of the result file
+    summary     ratios, ranges and checks from the runs
+    table       the result as Markdown
+"""

@@ -1,0 +1,196 @@
+"""From runs to ratios, ranges and checks. Plain arithmetic on the records.
+
+A ratio is taken within a pair, whose two runs followed each other directly; published are the median
+over the pairs and the range. Runs that were replaced (`disturbed`) count nowhere but in the record.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from benchmarks.floor import floor_seconds
+from benchmarks.records import Comparison, Machine, Run, Side, Step, Summary, Workload
+
+__all__ = ["OURS", "PARITY", "SPREAD", "spread", "step_seconds", "summarise"]
+
+OURS = "ftlib"
+SPREAD = 0.10  # of one label's median steps, beyond which a pair is run again
+PARITY = 1e-5  # relative, float32
+CLOSE = 2e-2  # nats, in the dtype of the timed runs
+
+
+def step_seconds(run: Run, dropped: int) -> float:
+    """Median step, the first `dropped` left out."""
+    return median(step.seconds for step in run.steps[dropped:])
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """Range over median."""
+    return (max(seconds) - min(seconds)) / median(seconds)
+
+
+def summarise(
+    runs: Sequence[Run],
+    parity_runs: Sequence[Run],
+    machine: Machine,
+    workload: Workload,
+    *,
+    baseline: str,
+    dropped: int,
+) -> Summary:
+    """Everything the runs say.
+
+    Args:
+        baseline: label of the side whose seeds give the range of evaluation losses.
+        dropped: first steps of each run that are not timed.
+    """
+    valid = [run for run in runs if not run.disturbed]
+    labels = list(dict.fromkeys(run.label for run in valid))
+    by_label = {label: [run for run in valid if run.label == label] for label in labels}
+    floors = [
+        floor_seconds(
+            flops, moved, matmul_flops=max(machine.matmul_flops.values()), copy_bytes=machine.copy_bytes
+        )
+        for flops, moved in zip(workload.floor_flops, workload.floor_bytes, strict=True)
+    ]
+    seeds = [run.eval_loss for run in by_label.get(baseline, []) if run.eval_loss is not None]
+    seed_range = [min(seeds), max(seeds)] if seeds else []
+    comparisons = [
+        compared
+        for label in labels
+        if not label.startswith(OURS)
+        and (compared := _comparison(by_label, _counterpart(label, labels), label, dropped)) is not None
+    ]
+    parity = _parity(parity_runs)
+    problems = [problem for run in [*valid, *parity_runs] for problem in _unproven(run)]
+    problems += _different_work([*valid, *parity_runs])
+    problems += [
+        f"{c.label} and {c.baseline}: step losses differ by up to {c.loss_difference:.2g}, over {CLOSE:g}"
+        for c in comparisons
+        if c.loss_difference > CLOSE
+    ]
+    if parity is not None and parity > PARITY:
+        problems.append(f"float32: losses of a step differ by up to {parity:.2g} relative, over {PARITY:g}")
+    return Summary(
+        sides={label: _side(members, floors, dropped) for label, members in by_label.items()},
+        comparisons=comparisons,
+        parity=parity,
+        seed_range=seed_range,
+        problems=problems,
+        notes=_notes(runs, by_label, dropped),
+    )
+
+
+def _side(runs: Sequence[Run], floors: Sequence[float], dropped: int) -> Side:
+    seconds = [step_seconds(run, dropped) for run in runs]
+    timed = [run.steps[dropped:] for run in runs]
+    steps = len(floors)
+    return Side(
+        runs=len(runs),
+        step_seconds=median(seconds),
+        step_range=[min(seconds), max(seconds)],
+        spread=spread(seconds),
+        tokens_per_second=median(_speed(run_steps) for run_steps in timed),
+        peak_bytes=int(median(run.peak_bytes for run in runs)),
+        efficiency=median(
+            floor / step.seconds
+            for run_steps in timed
+            for floor, step in zip(floors[dropped:], run_steps, strict=True)
+        ),
+        eval_losses=[run.eval_loss for run in runs if run.eval_loss is not None],
+        faults_per_step=median((run.minor_faults + run.major_faults) / steps for run in runs),
+        cpu_seconds_per_step=median((run.user_seconds + run.system_seconds) / steps for run in runs),
+        involuntary_switches=int(median(run.involuntary_switches for run in runs)),
+    )
+
+
+def _speed(steps: Sequence[Step]) -> float:
+    """Real tokens per second."""
+    return sum(step.tokens for step in steps) / sum(step.seconds for step in steps)
+
+
+def _counterpart(label: str, labels: Sequence[str]) -> str:
+    """Our runs in the same environment: labels carry it after a plus sign."""
+    _, plus, environment = label.partition("+")
+    ours = f"{OURS}{plus}{environment}"
+    return ours if ours in labels else OURS
+
+
+def _comparison(by_label: dict[str, list[Run]], ours: str, theirs: str, dropped: int) -> Comparison | None:
+    """None as long as no pair has both."""
+    pairs = [(a, b) for a in by_label.get(ours, []) for b in by_label[theirs] if a.pair == b.pair]
+    if not pairs:
+        return None
+    speeds = [step_seconds(b, dropped) / step_seconds(a, dropped) for a, b in pairs]
+    return Comparison(
+        label=ours,
+        baseline=theirs,
+        speed=median(speeds),
+        speed_range=[min(speeds), max(speeds)],
+        memory=median(a.peak_bytes / b.peak_bytes for a, b in pairs),
+        loss_difference=max(
+            abs(left.loss - right.loss)
+            for a, b in pairs
+            for left, right in zip(a.steps, b.steps, strict=True)
+        ),
+        eval_difference=max(abs((a.eval_loss or 0.0) - (b.eval_loss or 0.0)) for a, b in pairs),
+    )
+
+
+def _parity(runs: Sequence[Run]) -> float | None:
+    if len({run.side for run in runs}) < 2:
+        return None
+    ours = next(run for run in runs if run.side == OURS)
+    return max(
+        abs(left.loss - right.loss) / abs(right.loss)
+        for run in runs
+        if run is not ours
+        for left, right in zip(ours.steps, run.steps, strict=True)
+    )
+
+
+def _unproven(run: Run) -> list[str]:
+    """What is missing for the run to count as training."""
+    where = f"{run.label}, pair {run.pair}, {run.precision}"
+    problems = []
+    if not all(math.isfinite(step.loss) for step in run.steps):
+        problems.append(f"{where}: a loss is not finite")
+    if not all(math.isfinite(step.grad_norm) and step.grad_norm > 0 for step in run.steps):
+        problems.append(f"{where}: a step without a gradient")
+    if not run.adapter_delta > 0:
+        problems.append(f"{where}: the adapter did not move")
+    if len(set(run.base_sha256)) != 1:
+        problems.append(f"{where}: the base weights changed")
+    return problems
+
+
+def _different_work(runs: Sequence[Run]) -> list[str]:
+    """Steps whose rows are not those of the first run."""
+    problems = []
+    for run in runs[1:]:
+        together = zip(run.steps, runs[0].steps, strict=False)  # parity runs are shorter
+        wrong = [
+            number for number, (one, other) in enumerate(together, start=1) if _work(one) != _work(other)
+        ]
+        if wrong:
+            problems.append(f"{run.label}, pair {run.pair}: rows or labels are others in steps {wrong}")
+    return problems
+
+
+def _work(step: Step) -> tuple[str, int, int]:
+    return step.rows_sha256, step.tokens, step.trained_tokens
+
+
+def _notes(runs: Sequence[Run], by_label: dict[str, list[Run]], dropped: int) -> list[str]:
+    notes = [
+        f"{run.label}, pair {run.pair}: run again, its median step was {step_seconds(run, dropped):.3f} s"
+        for run in runs
+        if run.disturbed
+    ]
+    for label, members in by_label.items():
+        wide = spread([step_seconds(run, dropped) for run in members])
+        if wide > SPREAD:
+            notes.append(f"{label}: its runs still spread over {wide:.0%}")
+    return notes
