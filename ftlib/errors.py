@@ -52,7 +52,7 @@ class DataError(FtlibError, ValueError):
 
     Args:
         message: expected, found and fix, in that order.
-        code: stable machine-readable kind, e.g. ``"bad_row"`` (data.md §7).
+        code: stable machine-readable kind, e.g. ``"bad_row"``.
         file: path, or ``"<list>"`` and the like for sources in memory.
         row: physical line, sheet row or 1-based element.
         column: field name, or 1-based character for parse faults.
