@@ -1,0 +1,156 @@
+"""The demo's pipeline on a real model and real text: one function per phase, in the order they run.
+
+    1. domain pre-training: the language reference, held-out topics
+    2. supervised fine-tuning: docstrings of the standard library, held-out modules
+    3. save, and answer again from plain peft and transformers in a fresh process
+
+Each phase prints a short account, adds its section to the report, and hands the model on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import ftlib as ft
+from ftlib.demo.corpora import docstring_pairs, split_pairs, topic_records
+from ftlib.demo.report import Report
+from ftlib.trainers import SFTTrainer, TrainResult
+
+__all__ = ["Demo", "fine_tune", "pretrain", "save_and_reload"]
+
+ASKED = 5  # held-out questions answered before and after
+ANSWER_TOKENS = 48
+
+
+@final
+@dataclass
+class Demo:
+    """What the phases share.
+
+    Args:
+        folder: where the report and the adapter go.
+        base: the base model's folder.
+        model: the model with its adapter; the phases train it one after the other.
+        tokenizer: the base's own.
+        report: the page being written.
+        small: a few steps on few rows, to see that it runs.
+    """
+
+    folder: Path
+    base: Path
+    model: Any
+    tokenizer: Any
+    report: Report = field(default_factory=lambda: Report("ftlib: one model through the pipeline"))
+    small: bool = False
+
+    def say(self, text: str) -> None:
+        """Print, and put the same sentence into the report."""
+        print(text, flush=True)
+        self.report.text(text)
+
+    def start(self, title: str) -> float:
+        """Begin a phase; its starting time."""
+        print(f"\n== {title}", flush=True)
+        self.report.section(title)
+        return time.perf_counter()
+
+
+def pretrain(demo: Demo) -> None:
+    """Phase 1: the same trainer on `text` records. Measures perplexity on topics it never saw."""
+    began = demo.start("1. Domain pre-training on the Python language reference")
+    train, held_out = topic_records()
+    held_out = held_out[: 4 if demo.small else 16]
+    config = ft.TrainConfig(max_steps=2 if demo.small else 12, batch_size=4, learning_rate=4e-4, warmup=2, log_steps=1)
+    trainer = SFTTrainer(demo.model, train, held_out, tokenizer=demo.tokenizer, config=config)
+    before = trainer.evaluate()
+    result = trainer.train()
+    after = trainer.evaluate()
+    demo.report.curve(_curve(result, before, after), "optimiser step", "loss (nats per token)")
+    demo.say(
+        f"{len(train)} texts of {len(train) + len(held_out)}; {result.metrics['tokens']:,} tokens trained at "
+        f"{result.metrics['tokens_per_second']:.0f} tokens/s. Held-out topics: perplexity "
+        f"{before['eval_perplexity']:.2f} before, {after['eval_perplexity']:.2f} after "
+        f"({time.perf_counter() - began:.0f} s)."
+    )
+
+
+def fine_tune(demo: Demo) -> list[tuple[str, str]]:
+    """Phase 2: questions about the standard library. Returns questions and the answers after training."""
+    began = demo.start("2. Supervised fine-tuning on the docstrings of the standard library")
+    train, valid = split_pairs(docstring_pairs())
+    shared = {row["module"] for row in train} & {row["module"] for row in valid}
+    assert not shared, f"modules on both sides of the split: {shared}"
+    valid = valid[:: max(1, len(valid) // (8 if demo.small else 160))]
+    config = ft.TrainConfig(max_steps=3 if demo.small else 60, batch_size=16, learning_rate=4e-4, warmup=0.05, log_steps=5)
+    trainer = SFTTrainer(demo.model, _chats(train), _chats(valid), tokenizer=demo.tokenizer, config=config)
+    print(trainer.encoder.preview(_chats(train), n=1).text, flush=True)
+    asked = valid[:: max(1, len(valid) // ASKED)][:ASKED]
+    prompts = [_question(row) for row in asked]
+    before, answers_before = trainer.evaluate(), trainer.generate(prompts, max_new_tokens=ANSWER_TOKENS)
+    result = trainer.train()
+    after, answers_after = trainer.evaluate(), trainer.generate(prompts, max_new_tokens=ANSWER_TOKENS)
+    demo.report.curve(_curve(result, before, after), "optimiser step", "loss (nats per token)")
+    demo.say(
+        f"{len(train):,} questions from {len({row['module'] for row in train})} modules, validation on "
+        f"{len({row['module'] for row in valid})} others; {result.metrics['tokens']:,} tokens at "
+        f"{result.metrics['tokens_per_second']:.0f} tokens/s. Validation loss {before['eval_loss']:.3f} before, "
+        f"{after['eval_loss']:.3f} after ({time.perf_counter() - began:.0f} s)."
+    )
+    for row, old, new in zip(asked, answers_before, answers_after, strict=True):
+        demo.report.answers(row["prompt"], old, new, row["completion"])
+        print(f"\n{row['prompt']}\n  before: {_line(old)}\n  after:  {_line(new)}\n  docs:   {row['completion']}")
+    trainer.save(demo.folder / "adapter")
+    return list(zip([row["prompt"] for row in asked], answers_after, strict=True))
+
+
+def save_and_reload(demo: Demo, answered: Sequence[tuple[str, str]]) -> None:
+    """Phase 3: the saved adapter in a fresh process that knows only peft and transformers."""
+    began = demo.start("3. The saved adapter in plain peft and transformers")
+    question, answer = answered[0]
+    job = {"base": str(demo.base), "adapter": str(demo.folder / "adapter"), "question": question, "tokens": ANSWER_TOKENS}
+    told = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("plain.py"))],
+        input=json.dumps(job), capture_output=True, text=True, check=False,
+    )
+    if told.returncode != 0:
+        raise RuntimeError(f"the fresh process failed:\n{told.stderr}")
+    again = json.loads(told.stdout)["answer"]
+    same = again.strip() == answer.strip()
+    demo.report.answers(question, answer, again)
+    demo.say(
+        f"A process without ftlib loaded {demo.folder.name}/adapter and answered {question!r} with "
+        f"{_line(again)!r}: {'the same' if same else 'NOT the same'} as in training ({time.perf_counter() - began:.0f} s)."
+    )
+    if not same:
+        raise RuntimeError(f"expected the answer {answer!r} from the saved adapter, got {again!r}")
+
+
+def _question(row: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": row["prompt"]}]
+
+
+def _chats(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Pairs of strings as prompt and completion in messages, which go through the model's own template."""
+    return [
+        {"prompt": _question(row), "completion": [{"role": "assistant", "content": row["completion"]}]}
+        for row in rows
+    ]
+
+
+def _curve(
+    result: TrainResult, before: Mapping[str, float], after: Mapping[str, float]
+) -> dict[str, list[tuple[float, float]]]:
+    trained = [(float(row["step"]), float(row["loss"])) for row in result.history if "loss" in row]
+    held_out = [(0.0, before["eval_loss"]), (float(result.metrics["steps"]), after["eval_loss"])]
+    return {"training": trained, "held out": held_out}
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
