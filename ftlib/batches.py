@@ -52,7 +52,8 @@ class Group:
         if len(self.continuation_ids) != len(self.continuation_weights) or not self.continuation_ids:
             raise ShapeError(
                 f"Group: expected one weight vector per continuation and at least one continuation, got "
-                f"{len(self.continuation_ids)} continuations and {len(self.continuation_weights)} weight vectors."
+                f"{len(self.continuation_ids)} continuations and {len(self.continuation_weights)} weight "
+                "vectors."
             )
         pairs += zip(self.continuation_ids, self.continuation_weights, strict=True)
         for ids, weights in pairs:
@@ -195,7 +196,7 @@ class LossOutput:
                 f"LossOutput.loss: expected a count for each of {sorted(self.terms)}, missing {missing}."
             )
         parts = [
-            mean.sum / max(float(counts[name]), torch.finfo(torch.float32).tiny)
+            mean.sum / torch.as_tensor(counts[name]).clamp(min=torch.finfo(torch.float32).tiny)
             for name, mean in self.terms.items()
         ]
         return torch.stack(parts).sum()
