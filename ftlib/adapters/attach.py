@@ -54,7 +54,9 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
     config = _bound_copy(model, adapter.config)
     if isinstance(model, PeftModel):
         if name in model.peft_config:
-            raise ConfigError(f"attach: expected a free adapter name, got {name!r}. Taken: {sorted(model.peft_config)}.")
+            raise ConfigError(
+                f"attach: expected a free adapter name, got {name!r}. Taken: {sorted(model.peft_config)}."
+            )
         model.add_adapter(name, config)
         model.set_adapter(name)
         return model

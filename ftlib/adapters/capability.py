@@ -43,7 +43,13 @@ class Capabilities:
 
 FULL = Capabilities(mergeable=False, off_is_base=False, learning_rate=2e-5)
 LORA = Capabilities()
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these initialisations subtract from the base
+_CHANGES_BASE = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # these initialisations subtract from the base
 
 
 def capabilities_of(config: PeftConfig | None) -> Capabilities:

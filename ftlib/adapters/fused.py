@@ -74,8 +74,9 @@ class _LoraProjection(torch.autograd.Function):
         low_a_rI, low_b_Or = a_rI.to(x.dtype), (b_Or * scale).to(x.dtype)
         rows_TI = x.reshape(-1, x.shape[-1])
         inner_Tr = rows_TI @ low_a_rI.t()
-        # The thin product first, and the large one added to it before rounding. The other way round a change
-        # below half a unit in the last place of a bf16 output is lost: a fresh adapter moves by a quarter less.
+        # The thin product first, and the large one added to it before rounding. The other way round a
+        # change below half a unit in the last place of a bf16 output is lost: a fresh adapter moves by a
+        # quarter less.
         output_TO = (inner_Tr @ low_b_Or.t()).addmm_(rows_TI, weight_OI.t())
         if bias_O is not None:
             output_TO += bias_O
@@ -106,7 +107,7 @@ def fuse(config: PeftConfig) -> PeftConfig:
     The registration lives in memory only: a saved adapter is plain peft.
     """
     if config.peft_type == PeftType.LORA and isinstance(config, LoraConfig) and not config.use_dora:
-        config._register_custom_module({nn.Linear: _fused_or_none})
+        config._register_custom_module({nn.Linear: _fused_or_none})  # type: ignore[dict-item]
     return config
 
 
@@ -118,11 +119,9 @@ def _fused_or_none(
     peft asks by `isinstance`, which quantised layers pass too.
     """
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    return (
-        FusedLoraLinear(target, adapter_name, **options)
-        if parameter_name is None and _is_plain(base)
-        else None
-    )
+    if parameter_name is not None or not _is_plain(base):
+        return None
+    return FusedLoraLinear(target, adapter_name, **options)
 
 
 def _is_plain(base: nn.Module) -> bool:

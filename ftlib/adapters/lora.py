@@ -61,8 +61,8 @@ def lora(
         raise ConfigError(f"lora: expected dropout in [0, 1), got {dropout}.")
     if init not in get_args(LoraInit):
         raise ConfigError(
-            f"lora: expected init to be one of {list(get_args(LoraInit))}, got {init!r}. Initialisations from "
-            "data (eva, corda, loftq) take a peft.LoraConfig of your own, which every trainer accepts as `adapter`."
+            f"lora: expected init to be one of {list(get_args(LoraInit))}, got {init!r}. Those made from "
+            "data (eva, corda) take a peft.LoraConfig of your own, which every trainer accepts as `adapter`."
         )
     if init == "orthogonal" and r % 2:
         raise ConfigError(f"lora: expected an even rank for init='orthogonal', got {r}. Take r={r + 1}.")

@@ -32,7 +32,9 @@ def nll(logprobs_N: Tensor) -> Tensor:
         tensor([0.6931, 1.3863])
     """
     if logprobs_N.ndim != 1:
-        raise ShapeError(f"nll: expected log-probabilities [N], got {tuple(logprobs_N.shape)}. Flatten the rows.")
+        raise ShapeError(
+            f"nll: expected log-probabilities [N], got {tuple(logprobs_N.shape)}. Flatten the rows."
+        )
     return -logprobs_N.to(torch.promote_types(logprobs_N.dtype, torch.float32))
 
 

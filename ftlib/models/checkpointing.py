@@ -68,6 +68,7 @@ def grouped_recompute(body: PreTrainedModel) -> Iterator[None]:
 
 def _recomputing(body: PreTrainedModel) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
     """Every module that recomputes, the attribute that holds its checkpoint function, and that function."""
+    module: Any
     for module in body.modules():
         if isinstance(module, CheckpointWrapper):
             yield module, "checkpoint_fn", module.checkpoint_fn

@@ -7,10 +7,12 @@ what the paths compute is in `scoring.py`.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 from torch import nn
 
 from ftlib.batches import PackedBatch
+from ftlib.errors import ConfigError
 from ftlib.models.parts import Path
 from ftlib.models.plan import plan_for
 from ftlib.models.scoring import Scored, score
@@ -27,6 +29,8 @@ class Scorer(nn.Module):
 
     def __init__(self, model: nn.Module, *, path: Path | None = None) -> None:
         super().__init__()
+        if path not in (None, *get_args(Path)):
+            raise ConfigError(f"Scorer: expected path None or one of {list(get_args(Path))}, got {path!r}.")
         self.model = model
         self.path = path
 
@@ -62,7 +66,13 @@ def forward(
 
     Raises:
         CapabilityError: the model cannot take the path asked for.
+        ConfigError: an unknown path, or one for a `Scorer`, which has its own.
     """
-    scorer = model if isinstance(getattr(model, "module", model), Scorer) else Scorer(model, path=path)
+    wrapped = isinstance(getattr(model, "module", model), Scorer)
+    if wrapped and path is not None:
+        raise ConfigError(
+            f"forward: expected a Scorer to keep its own path, got path={path!r}. Give it to Scorer()."
+        )
+    scorer = model if wrapped else Scorer(model, path=path)
     scored: Scored = scorer(batch, temperature=temperature, entropy=entropy, hidden=hidden)
     return scored

@@ -17,14 +17,14 @@ Shapes: N scored rows, R rows of a chunk, D hidden width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from ftlib.errors import ShapeError
+from ftlib.errors import ConfigError, ShapeError
 
 __all__ = ["Head", "HeadOutput", "head_logprobs"]
 
@@ -53,7 +53,7 @@ class Head:
 
     def logits(self, hidden_RD: Tensor, *, temperature: float = 1.0) -> Tensor:
         """[R, V], in the dtype of the module."""
-        logits = self.module(hidden_RD)
+        logits: Tensor = self.module(hidden_RD)
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -81,6 +81,7 @@ def head_logprobs(
     """Log-probabilities of `targets_N`, differentiable in the hidden states and in a trainable head.
 
     Args:
+        head: of the model the states come from.
         hidden_ND: float [N, D].
         targets_N: int64 [N], below V.
         temperature: divides the logits, > 0.
@@ -88,6 +89,7 @@ def head_logprobs(
 
     Raises:
         ShapeError: ranks or lengths that do not fit.
+        ConfigError: a temperature that is not positive.
 
     Source: the gradient identity is that of the log-softmax; keeping it instead of logits follows
     the fused linear cross-entropy of Hsu et al. 2024 (Liger kernel, arXiv:2410.10989, section 3.2).
@@ -97,12 +99,21 @@ def head_logprobs(
             f"head_logprobs: expected hidden [N, D] and targets [N], got {tuple(hidden_ND.shape)} and "
             f"{tuple(targets_N.shape)}."
         )
+    if not temperature > 0:
+        raise ConfigError(f"head_logprobs: expected a temperature > 0, got {temperature}.")
     if not head.linear:
         logprobs_N, entropy_N = _module_logprobs(head, hidden_ND, targets_N, temperature)
     else:
-        weight, bias = head.module.weight, head.module.bias
+        matrix = cast(nn.Linear, head.module)
         logprobs_N, entropy_N = _LinearHead.apply(
-            hidden_ND.to(weight.dtype), weight, bias, targets_N, head.scale, head.softcap, temperature, entropy
+            hidden_ND.to(matrix.weight.dtype),
+            matrix.weight,
+            matrix.bias,
+            targets_N,
+            head.scale,
+            head.softcap,
+            temperature,
+            entropy,
         )
     return HeadOutput(logprobs_N, entropy_N if entropy else None)
 
@@ -163,13 +174,17 @@ def _chunk_probs(
         negative_R = (shifted_RV.exp() * shifted_RV).sum(-1)
     scores_RV.exp_()
     sums_R = _row_sums(scores_RV, wide)
+    # that logit replaces the rounded one in the sum too, so that no log-probability exceeds zero
+    exact_R = torch.exp(target_R - largest_R1[:, 0].to(wide))
+    sums_R += exact_R - scores_RV.gather(1, targets_R[:, None])[:, 0].to(wide)
+    scores_RV.scatter_(1, targets_R[:, None], exact_R[:, None].to(scores_RV.dtype))
     lse_R = largest_R1[:, 0].to(wide) + sums_R.log()
     entropy_R = None if negative_R is None else sums_R.log() - negative_R / sums_R
     return target_R - lse_R, scores_RV, sums_R, entropy_R
 
 
 def _row_sums(x_RV: Tensor, wide: torch.dtype) -> Tensor:
-    """Sums of rows in `wide`. A bf16 row is summed in short runs, in float32 inside, and the runs in `wide`."""
+    """Sums of rows in `wide`. A bf16 row is summed in runs, in float32 inside, and the runs in `wide`."""
     width = x_RV.shape[1]
     run = next((size for size in (256, 128, 64) if width % size == 0), 0)
     if x_RV.dtype is not torch.bfloat16 or not run:
@@ -202,8 +217,15 @@ class _LinearHead(torch.autograd.Function):
             part = slice(start, min(start + CHUNK, rows))
             hidden_RD, targets_R = hidden_ND[part], targets_N[part]
             logprobs_N[part], probs_RV, sums_R, entropy_R = _chunk_probs(
-                hidden_RD, weight_VD, bias_V, targets_R, scale, softcap, temperature,
-                scratch_RV[: len(hidden_RD)], entropy,
+                hidden_RD,
+                weight_VD,
+                bias_V,
+                targets_R,
+                scale,
+                softcap,
+                temperature,
+                scratch_RV[: len(hidden_RD)],
+                entropy,
             )
             if entropy_R is not None:
                 entropy_N[part] = entropy_R
@@ -227,7 +249,9 @@ class _LinearHead(torch.autograd.Function):
             (grad_ND,) = ctx.saved_tensors
             return grad_ND * upstream_N[:, None].to(grad_ND.dtype), *[None] * 7
         hidden_ND, weight_VD, bias_V, targets_N = ctx.saved_tensors
-        return *_recomputed_grads(upstream_N, hidden_ND, weight_VD, bias_V, targets_N, *ctx.options), *[None] * 5
+        return *_recomputed_grads(upstream_N, hidden_ND, weight_VD, bias_V, targets_N, *ctx.options), *[
+            None
+        ] * 5
 
 
 def _cap_slope(
@@ -248,7 +272,7 @@ def _hidden_grad(
     softcap: float | None,
     temperature: float,
 ) -> Tensor:
-    """d logp / dh of one chunk, [R, D]. Overwrites `probs_RV`."""
+    """Gradient d logp / dh of one chunk, [R, D]. Overwrites `probs_RV`."""
     wide = sums_R.dtype
     chosen_RD = weight_VD[targets_R].to(wide)
     if softcap is not None:
@@ -280,7 +304,15 @@ def _recomputed_grads(
         part = slice(start, min(start + CHUNK, rows))
         hidden_RD, targets_R = hidden_ND[part], targets_N[part]
         _, probs_RV, sums_R, _ = _chunk_probs(
-            hidden_RD, weight_VD, bias_V, targets_R, scale, softcap, temperature, scratch_RV[: len(hidden_RD)], False
+            hidden_RD,
+            weight_VD,
+            bias_V,
+            targets_R,
+            scale,
+            softcap,
+            temperature,
+            scratch_RV[: len(hidden_RD)],
+            False,
         )
         # d loss / d logits = c (onehot - p) cap' scale / temperature
         coefficient_R1 = upstream_N[part, None] * (scale / temperature)

@@ -67,10 +67,20 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
 
 
 def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
-    """The parts of a model, to run on one path."""
+    """The parts of a model, to run on one path.
+
+    Raises:
+        CapabilityError: not a causal language model, or one without a body of its own.
+    """
     inner = inner_model(model)
     text = inner.config.get_text_config(decoder=True)
-    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+    multiplied, divided = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
+    scale = float(multiplied or 1.0) / float(divided or 1.0)
     head = Head(inner.get_output_embeddings(), getattr(text, "final_logit_softcapping", None), scale)
     body = inner.base_model
+    if body is inner or not isinstance(body, PreTrainedModel):
+        raise CapabilityError(
+            f"models.forward: expected a model with a body under its head, got {type(inner).__name__} "
+            "without one. Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
+        )
     return Plan(body, head, path, reason, "position_ids" in inspect.signature(body.forward).parameters)

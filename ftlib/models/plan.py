@@ -3,6 +3,8 @@
 The decision reads declarations (transformers' attention-backend flag, the adapter's capabilities, the
 config) and then proves itself on one small batch: the chosen path must give the model's own logits.
 That check catches what no declaration says, such as a head with a scale of its own.
+
+Shapes: B = 2 sequences of L = 4 tokens, N scored rows, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,19 +15,20 @@ from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from ftlib.adapters.attach import model_capabilities
 from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError
+from ftlib.models.layout import GroupLayout
 from ftlib.models.parts import Path, Plan, inner_model, make_plan
-from ftlib.models.scoring import score
+from ftlib.models.scoring import hidden_states
 
 __all__ = ["plan_for"]
 
 logger = logging.getLogger(__name__)
-STATEFUL = ("mamba", "linear_attention", "conv", "recurrent")  # layer types that carry a state along the row
-
+GROUPABLE = {"full_attention", "sliding_attention"}  # of transformers' layer types, those a flat row can hold
 
 _verdicts: WeakKeyDictionary[nn.Module, tuple[Path, str]] = WeakKeyDictionary()
 
@@ -44,30 +47,42 @@ def plan_for(model: nn.Module) -> Plan:
 
 
 def _decide(model: nn.Module) -> tuple[Path, str]:
-    against = _declared_against_grouping(model)
-    if against is None:
-        difference = _difference(model, make_plan(model, "grouped", "check"))
-        if difference is None:
+    inner = inner_model(model)
+    padded = make_plan(model, "padded", "check")
+    ids_BL, batch = _sample(inner.config.get_text_config(decoder=True).vocab_size, padded.body.device)
+    exact = torch.autocast(padded.body.device.type, enabled=False)
+    with _quiet_evaluation(model), torch.no_grad(), exact:
+        states_BLD = padded.body(input_ids=ids_BL, use_cache=False).last_hidden_state
+        own_BLV = inner(input_ids=ids_BL, use_cache=False).logits
+        # a difference has to be seen in any dtype: the head repeats one product, the paths every layer
+        eps = torch.finfo(states_BLD.dtype).eps
+        head_error = _error(padded.head.logits(states_BLD), own_BLV)
+        if not head_error <= 8 * eps:
+            raise CapabilityError(
+                f"models.forward: expected logits that are a linear head on the last hidden state, got "
+                f"{type(inner).__name__}, whose own logits differ by {head_error:.2g} of their size. "
+                "Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
+            )
+        own_ND = states_BLD[:, 1:3].flatten(0, 1)
+        against = _declared_against_grouping(model) or _seen_against_grouping(model, batch, own_ND)
+        if against is None:
             return "grouped", "declared, and equal to the model's own logits at start-up"
-        against = f"the start-up check differs from the model's own logits by {difference:.2g}"
-    difference = _difference(model, make_plan(model, "padded", against))
-    if difference is not None:
-        raise CapabilityError(
-            f"models.forward: expected logits that are a linear head on the last hidden state, got "
-            f"{type(inner_model(model)).__name__}, whose own logits differ by {difference:.2g}. "
-            "Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
-        )
+        states_ND, _ = hidden_states(padded, batch, GroupLayout(batch.spans))
+        if not _error(states_ND, own_ND) <= eps**0.5:
+            raise CapabilityError(
+                f"models.forward: expected rows that depend on earlier tokens alone, got "
+                f"{type(inner).__name__}, whose states change when positions and lengths are explicit."
+            )
     return "padded", against
 
 
 def _declared_against_grouping(model: nn.Module) -> str | None:
     inner = inner_model(model)
-    text = inner.config.get_text_config(decoder=True)
     if not inner._supports_attention_backend:
         return "its attention bypasses transformers' attention interface"
-    layers = set(getattr(text, "layer_types", None) or ())
-    if layers & set(STATEFUL):
-        return f"its layers {sorted(layers & set(STATEFUL))} carry a state along the row"
+    layers = set(getattr(inner.config.get_text_config(decoder=True), "layer_types", None) or ()) - GROUPABLE
+    if layers:
+        return f"its layers {sorted(layers)} are more than attention to earlier tokens"
     if not model_capabilities(model).groupable:  # type: ignore[arg-type]
         return "its adapter does not share a row between documents"
     if not make_plan(model, "grouped", "").takes_positions:
@@ -75,30 +90,49 @@ def _declared_against_grouping(model: nn.Module) -> str | None:
     return None
 
 
-def _difference(model: nn.Module, plan: Plan) -> float | None:
-    """Largest error of the plan's log-probabilities on a prefix with two continuations, if over tolerance."""
-    inner = inner_model(model)
-    device = plan.body.get_input_embeddings().weight.device
-    vocabulary = inner.config.get_text_config(decoder=True).vocab_size
-    ids_2L = (torch.arange(8, device=device).view(2, 4) * 7 + 5) % vocabulary
-    ids_2L[1, :2] = ids_2L[0, :2]  # the shared prefix
+def _seen_against_grouping(model: nn.Module, batch: PackedBatch, own_ND: Tensor) -> str | None:
+    """What a flat row shows: another result, something refused, or a window that never reached attention."""
+    plan, layout = make_plan(model, "grouped", "check"), GroupLayout(batch.spans)
+    try:
+        states_ND, _ = hidden_states(plan, batch, layout)
+    except CapabilityError as refusal:
+        return str(refusal)
+    error = _error(states_ND, own_ND)
+    if not error <= torch.finfo(own_ND.dtype).eps ** 0.5:
+        return f"on a flat row its hidden states differ by {error:.2g} of their size"
+    unseen = _declared_windows(plan.body.config.get_text_config(decoder=True)) - layout.windows
+    if unseen:
+        return f"its layers do not hand their sliding window {sorted(unseen)} to the attention function"
+    return None
+
+
+def _declared_windows(text: PreTrainedConfig) -> set[int]:
+    window, layers = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
+    slides = "sliding_attention" in layers if layers else getattr(text, "use_sliding_window", True)
+    return {int(window)} if window and slides else set()
+
+
+def _sample(vocabulary: int, device: torch.device) -> tuple[Tensor, PackedBatch]:
+    """Two sequences with a shared prefix of two tokens, padded [B, L] and as one group."""
+    ids_BL = (torch.arange(8, device=device).view(2, 4) * 7 + 5) % vocabulary
+    ids_BL[1, :2] = ids_BL[0, :2]
     batch = PackedBatch(
-        ids_T=torch.cat([ids_2L[0], ids_2L[1, 2:]]),
+        ids_T=torch.cat([ids_BL[0], ids_BL[1, 2:]]),
         positions_T=torch.tensor([0, 1, 2, 3, 2, 3], device=device),
         spans=(Span(0, 2, (2, 2)),),
         rows_N=torch.tensor([1, 2, 1, 4], device=device),
-        targets_N=torch.cat([ids_2L[0, 2:], ids_2L[1, 2:]]),
+        targets_N=ids_BL[:, 2:].flatten(),
         weights_N=torch.ones(4, device=device),
         owner_N=torch.tensor([0, 0, 1, 1], device=device),
     )
-    with _quiet_evaluation(model), torch.no_grad():
-        logits_2LV = inner(input_ids=ids_2L, use_cache=False).logits.float()
-        own_N = logits_2LV[:, 1:3].log_softmax(-1).gather(-1, ids_2L[:, 2:, None]).reshape(-1)
-        ours_N = score(plan, batch).logprobs_N.float()
-    precise = logits_2LV.new_tensor(torch.finfo(plan.body.dtype).eps)
-    tolerance = 40 * precise * (1 + logits_2LV.abs().max())
-    worst = (own_N - ours_N).abs().max()
-    return None if bool(worst <= tolerance) else float(worst)
+    return ids_BL, batch
+
+
+def _error(ours: Tensor, own: Tensor) -> float:
+    """Largest relative error of a row [..., D], by its Euclidean norm."""
+    wide = torch.promote_types(own.dtype, torch.float32)
+    ours, own = ours.to(wide), own.to(wide)
+    return float(((ours - own).norm(dim=-1) / own.norm(dim=-1)).max())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ftlib.models.head import head_logprobs
 from ftlib.models.layout import GroupLayout
 from ftlib.models.parts import Plan
 
-__all__ = ["Scored", "score"]
+__all__ = ["Scored", "hidden_states", "score"]
 
 
 @final
@@ -44,23 +44,33 @@ def score(
     plan: Plan, batch: PackedBatch, *, temperature: float = 1.0, entropy: bool = False, hidden: bool = False
 ) -> Scored:
     """The forward of a planned model; `forward` is this with the plan looked up."""
-    run = _grouped_hidden if plan.path == "grouped" else _padded_hidden
-    rows_ND, last_CD = run(plan, batch, hidden)
+    rows_ND, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=hidden)
     output = head_logprobs(plan.head, rows_ND, batch.targets_N, temperature=temperature, entropy=entropy)
     return Scored(output.logprobs_N, output.entropy_N, last_CD)
 
 
-def _grouped_hidden(plan: Plan, batch: PackedBatch, hidden: bool) -> tuple[Tensor, Tensor | None]:
-    """Hidden states [N, D] of the scored rows, and of last tokens [C, D], from one flat row."""
+def hidden_states(
+    plan: Plan, batch: PackedBatch, layout: GroupLayout, *, last: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Hidden states of the scored rows [N, D]; and of each continuation's last token [C, D] if asked for."""
+    if plan.path == "grouped":
+        return _grouped_hidden(plan, batch, layout, last)
+    return _padded_hidden(plan, batch, last)
+
+
+def _grouped_hidden(
+    plan: Plan, batch: PackedBatch, layout: GroupLayout, last: bool
+) -> tuple[Tensor, Tensor | None]:
+    """From one flat row."""
     with grouped_scope(plan.body.config), grouped_recompute(plan.body):
         output = plan.body(
             input_ids=batch.ids_T[None],
             position_ids=batch.positions_T[None],
             use_cache=False,
-            groups=GroupLayout(batch.spans),
+            groups=layout,
         )
     states_TD = output.last_hidden_state[0]
-    last_CD = states_TD[_last_rows(batch.spans, states_TD.device)] if hidden else None
+    last_CD = states_TD[_last_rows(batch.spans, states_TD.device)] if last else None
     return states_TD[batch.rows_N], last_CD
 
 
@@ -74,8 +84,8 @@ def _last_rows(spans: tuple[Span, ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, device=device)
 
 
-def _padded_hidden(plan: Plan, batch: PackedBatch, hidden: bool) -> tuple[Tensor, Tensor | None]:
-    """The same from one padded row per continuation, each with its own copy of the prefix."""
+def _padded_hidden(plan: Plan, batch: PackedBatch, last: bool) -> tuple[Tensor, Tensor | None]:
+    """From one padded row per continuation, each with its own copy of the prefix."""
     device = batch.ids_T.device
     rows_of: list[Tensor] = []  # of each continuation: the rows of its prefix, then its own
     for span in batch.spans:
@@ -95,5 +105,5 @@ def _padded_hidden(plan: Plan, batch: PackedBatch, hidden: bool) -> tuple[Tensor
     states_CLD = output.last_hidden_state
     # a scored row belongs to one continuation: its column is its position in that row
     columns_N = batch.positions_T[batch.rows_N]
-    last_CD = states_CLD[torch.arange(len(rows_of), device=device), sizes_C - 1] if hidden else None
+    last_CD = states_CLD[torch.arange(len(rows_of), device=device), sizes_C - 1] if last else None
     return states_CLD[batch.owner_N, columns_N], last_CD
