@@ -1,0 +1,95 @@
+"""Save what was trained, so that plain peft and transformers load it with no ftlib installed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftlib.adapters.attach import AnyModel
+from ftlib.errors import ConfigError
+from ftlib.export.card import CardData, card_text, public_name
+from ftlib.export.staging import staged
+from ftlib.models.quiet import quiet
+
+__all__ = ["save"]
+
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+def save(
+    folder: str | Path, model: AnyModel, tokenizer: PreTrainedTokenizerBase | None, *, card: CardData
+) -> Path:
+    """Write the adapter, or the whole model where there is none, with tokenizer and model card.
+
+    An adapter is saved in peft's format, a model as (sharded) safetensors in transformers'. The folder
+    appears whole; in one that exists, files of other names stay.
+
+    Args:
+        folder: where to; made with its parents.
+        model: a peft model, whose active adapter is saved, or a transformers model.
+        tokenizer: saved as it is; None leaves it out.
+        card: what the model card tells; base and adapter are filled in from the model where None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the folder is a file, or holds a model of the other kind, which would be mixed up.
+        CheckpointError: the disk refuses; nothing half-written is left.
+    """
+    target = Path(folder).expanduser()
+    adapted = not isinstance(model, PreTrainedModel)
+    _check_target(target, adapted=adapted)
+    with staged(target) as staging, quiet():
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(staging)
+            card = replace(card, base=card.base or public_name(model.name_or_path))
+        else:
+            card = _save_adapter(staging, model, card)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
+        (staging / "README.md").write_text(card_text(card, adapted=adapted), encoding="utf-8")
+    return target
+
+
+def _check_target(target: Path, *, adapted: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"save: expected a folder, got the file {target}.")
+    other = "config.json" if adapted else _ADAPTER_CONFIG
+    if (target / other).exists():
+        kinds = ("adapter", "whole model") if adapted else ("whole model", "adapter")
+        raise ConfigError(
+            f"save: expected a folder to hold the {kinds[0]}, got {target} with the {kinds[1]} of {other}. "
+            "Loading it would mix the two; choose another folder."
+        )
+
+
+def _save_adapter(staging: Path, model: AnyModel, card: CardData) -> CardData:
+    """Write the active adapter and complete the card."""
+    name = cast(str, model.active_adapter)
+    # peft would ask the hub whether the embeddings were resized: nothing here is named to be fetched
+    model.save_pretrained(str(staging), selected_adapters=[name], save_embedding_layers=False)
+    if name != "default":  # peft puts these one folder deeper
+        for path in (staging / name).iterdir():
+            path.replace(staging / path.name)
+        (staging / name).rmdir()
+    path = staging / _ADAPTER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base = _hub_name(config["base_model_name_or_path"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    shape = ", ".join(f"{key}={config[key]}" for key in ("r", "lora_alpha") if config.get(key) is not None)
+    kind = f"{config['peft_type']} ({shape})" if shape else str(config["peft_type"])
+    return replace(card, base=card.base or public_name(base), adapter=card.adapter or kind)
+
+
+def _hub_name(base: str | None) -> str | None:
+    """The hub's name of a base that was loaded from the hub's private cache; else the name as it is."""
+    parts = Path(base or "").parts
+    cached = [part for part in parts if part.startswith("models--")]
+    if base and "snapshots" in parts and cached:
+        return cached[0].removeprefix("models--").replace("--", "/")
+    return base
