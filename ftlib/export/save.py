@@ -15,7 +15,7 @@ from ftlib.export.card import CardData, card_text, public_name
 from ftlib.export.staging import staged
 from ftlib.models.quiet import quiet
 
-__all__ = ["save"]
+__all__ = ["save", "save_weights"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -44,16 +44,36 @@ def save(
     target = Path(folder).expanduser()
     adapted = not isinstance(model, PreTrainedModel)
     _check_target(target, adapted=adapted)
-    with staged(target) as staging, quiet():
+    with staged(target) as staging:
+        save_weights(staging, model)
         if isinstance(model, PreTrainedModel):
-            model.save_pretrained(staging)
             card = replace(card, base=card.base or public_name(model.name_or_path))
         else:
-            card = _save_adapter(staging, model, card)
+            card = _describe_adapter(staging, card)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
         (staging / "README.md").write_text(card_text(card, adapted=adapted), encoding="utf-8")
     return target
+
+
+def save_weights(folder: Path, model: AnyModel) -> None:
+    """Write the active adapter, or the whole model where there is none, straight into a folder.
+
+    Args:
+        folder: an existing one; the files lie flat in it, whatever the adapter's name.
+        model: a peft model, or a transformers model.
+    """
+    with quiet():
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(folder)
+            return
+        name = cast(str, model.active_adapter)
+        # peft would ask the hub whether the embeddings were resized: nothing here is named to be fetched
+        model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
+    if name != "default":  # peft puts these one folder deeper
+        for path in (folder / name).iterdir():
+            path.replace(folder / path.name)
+        (folder / name).rmdir()
 
 
 def _check_target(target: Path, *, adapted: bool) -> None:
@@ -68,15 +88,8 @@ def _check_target(target: Path, *, adapted: bool) -> None:
         )
 
 
-def _save_adapter(staging: Path, model: AnyModel, card: CardData) -> CardData:
-    """Write the active adapter and complete the card."""
-    name = cast(str, model.active_adapter)
-    # peft would ask the hub whether the embeddings were resized: nothing here is named to be fetched
-    model.save_pretrained(str(staging), selected_adapters=[name], save_embedding_layers=False)
-    if name != "default":  # peft puts these one folder deeper
-        for path in (staging / name).iterdir():
-            path.replace(staging / path.name)
-        (staging / name).rmdir()
+def _describe_adapter(staging: Path, card: CardData) -> CardData:
+    """Name the base in the saved adapter as others may read it, and complete the card."""
     path = staging / _ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base = _hub_name(config["base_model_name_or_path"])
