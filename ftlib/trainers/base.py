@@ -36,9 +36,10 @@ from ftlib.engine.progress import ProgressCallback
 from ftlib.engine.window import LogWindow, peak_memory, step_row
 from ftlib.errors import ConfigError
 from ftlib.evaluation.generation import decode, generate
-from ftlib.export import CardData, save
+from ftlib.export import save
 from ftlib.objectives import Objective
 from ftlib.trainers import snapshot
+from ftlib.trainers.card import card_data
 from ftlib.trainers.inputs import (
     AnyAdapter,
     context_length,
@@ -92,7 +93,9 @@ class Trainer:
         limit = context_length(self.model)
         self.train_data = encode(train_dataset, lambda: self.encoder, limit, name="train_dataset")
         self.eval_data = (
-            None if eval_dataset is None else encode(eval_dataset, lambda: self.encoder, limit, name="eval_dataset")
+            None
+            if eval_dataset is None
+            else encode(eval_dataset, lambda: self.encoder, limit, name="eval_dataset")
         )
         if self.config.eval_steps is not None and self.eval_data is None:
             raise ConfigError("trainer: eval_steps has no effect without data. Give eval_dataset.")
@@ -205,15 +208,25 @@ class Trainer:
         if step % config.log_steps == 0 or last or control.should_log:
             self._log()
         best = False
-        if _due(step, config.eval_steps) or control.should_evaluate or (last and config.eval_steps is not None):
+        if (
+            _due(step, config.eval_steps)
+            or control.should_evaluate
+            or (last and config.eval_steps is not None)
+        ):
             best = self._evaluate_and_log()
         if _due(step, config.save_steps) or control.should_save or (best and config.load_best):
             self._save(best=best)
 
     def _log(self) -> None:
         counters, window = self.boundary.counters, self.boundary.window
-        row = {"step": counters.step, **window.row(), "tokens": counters.tokens, "epoch": self._epoch(),
-               "tokens_per_second": window.speed(), "peak_memory_bytes": peak_memory(self.engine.device)}
+        row = {
+            "step": counters.step,
+            **window.row(),
+            "tokens": counters.tokens,
+            "epoch": self._epoch(),
+            "tokens_per_second": window.speed(),
+            "peak_memory_bytes": peak_memory(self.engine.device),
+        }
         self.boundary.window = LogWindow()
         self._record(row)
 
@@ -257,7 +270,9 @@ class Trainer:
             run_id = self._resume(resume, allow_changes) or uuid.uuid4().hex[:12]
             if self.config.output_dir is not None and self.engine.accelerator.is_main_process:
                 self._store = CheckpointStore(
-                    self.config.output_dir, run_id=run_id, keep=self.config.keep_checkpoints,
+                    self.config.output_dir,
+                    run_id=run_id,
+                    keep=self.config.keep_checkpoints,
                     resumed_from=self._resumed_from,
                 )
             self.boundary.window.started = time.perf_counter()
@@ -325,8 +340,11 @@ class Trainer:
 
         manifest = {"config": self._identity(), "versions": versions()}
         path = self._store.save(
-            self.boundary.counters.step, write, manifest=manifest,
-            expected_bytes=snapshot.expected_bytes(self.engine), best=best,
+            self.boundary.counters.step,
+            write,
+            manifest=manifest,
+            expected_bytes=snapshot.expected_bytes(self.engine),
+            best=best,
         )
         self._saved_step = self.boundary.counters.step
         logger.info("saved %s", path)
@@ -381,8 +399,14 @@ class Trainer:
         )
         shown = [] if self.config.progress == "off" else [ProgressCallback(surface=self.config.progress)]
         return CallbackDispatcher(
-            [*shown, *callbacks], self.model, self.tokenizer, arguments, self.state, TrainerControl(),
-            optimizer=self.engine.optimizer, lr_scheduler=self.engine.schedule,
+            [*shown, *callbacks],
+            self.model,
+            self.tokenizer,
+            arguments,
+            self.state,
+            TrainerControl(),
+            optimizer=self.engine.optimizer,
+            lr_scheduler=self.engine.schedule,
         )
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
@@ -412,7 +436,9 @@ class Trainer:
         """
         data = self.eval_data if dataset is None else self._encode(dataset, "evaluate")
         if data is None:
-            raise ConfigError("evaluate: expected data, got none. Give a dataset here or eval_dataset to the trainer.")
+            raise ConfigError(
+                "evaluate: expected data, got none. Give a dataset here or eval_dataset to the trainer."
+            )
         with forked_rng(), modes(self.model):
             output = self.engine.evaluate([data[index] for index in range(len(data))])
         loss = sum(float(mean.value) for mean in output.terms.values())
@@ -448,20 +474,36 @@ class Trainer:
         encoded = [self.encoder.encode_prompt(prompt) for prompt in prompts]
         stops = self.encoder.stop_ids
         ids = generate(
-            self.model, self.tokenizer, encoded, stop_ids=stops, max_new_tokens=max_new_tokens,
-            do_sample=do_sample, **generation_options,
+            self.model,
+            self.tokenizer,
+            encoded,
+            stop_ids=stops,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            **generation_options,
         )
         return decode(self.tokenizer, ids, stop_ids=stops)
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, samples: bool = True) -> Path:
         """The trained thing: adapter or model, tokenizer, model card.
 
         Loads in plain peft and transformers, with no ftlib installed.
-        """
-        return save(folder, self.model, self.tokenizer, card=self._card())
 
-    def _card(self) -> CardData:
-        raise NotImplementedError
+        Args:
+            folder: where to.
+            samples: show up to three training examples, cut short, in the model card.
+        """
+        kind = type(self).__name__.removesuffix("Trainer")
+        card = card_data(
+            kind,
+            self.config,
+            self.learning_rate,
+            self.train_data,
+            self.tokenizer,
+            self.boundary.history,
+            samples=samples,
+        )
+        return save(folder, self.model, self.tokenizer, card=card)
 
     def _encode(self, dataset: Any, name: Literal["evaluate", "predict"]) -> Any:
         return encode(dataset, lambda: self.encoder, context_length(self.model), name=name)

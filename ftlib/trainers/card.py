@@ -1,0 +1,63 @@
+"""What a trainer tells its model card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ftlib.engine.config import TrainConfig
+from ftlib.export import CardData
+from ftlib.trainers.inputs import data_fingerprint
+
+__all__ = ["card_data"]
+
+SAMPLES = 3
+
+
+def card_data(
+    kind: str,
+    config: TrainConfig,
+    learning_rate: float,
+    data: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase | None,
+    history: Sequence[Mapping[str, Any]],
+    *,
+    samples: bool = True,
+) -> CardData:
+    """Data, settings and the last figures of a run; base and adapter are read from the model itself."""
+    trained = sum(weight > 0 for example in data for weight in _weights(example))
+    shown = [data[index] for index in range(min(SAMPLES, len(data)))] if samples and tokenizer else []
+    template = getattr(tokenizer, "chat_template", None)
+    return CardData(
+        title=config.run_name or f"{kind} model",
+        trainer=kind,
+        data_rows=len(data),
+        data_fingerprint=data_fingerprint(data)[:16],
+        samples=tuple(str(tokenizer.decode(_ids(example))) for example in shown if tokenizer is not None),
+        show_samples=samples,
+        trained_share=trained / max(1, sum(int(example["length"]) for example in data)),
+        template_hash=hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
+        hyperparameters={**config.identity(), "learning_rate": learning_rate},
+        metrics=_last_figures(history),
+    )
+
+
+def _last_figures(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for row in history:
+        figures |= {name: value for name, value in row.items() if name == "loss" or name.startswith("eval_")}
+    return figures
+
+
+def _ids(example: Mapping[str, Any]) -> list[int]:
+    return [*example["prefix_ids"], *(token for ids in example["continuation_ids"] for token in ids)]
+
+
+def _weights(example: Mapping[str, Any]) -> list[float]:
+    return [
+        *example["prefix_weights"],
+        *(weight for part in example["continuation_weights"] for weight in part),
+    ]
