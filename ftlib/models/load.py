@@ -85,7 +85,8 @@ def load(
         task: "causal_lm".
         dtype: of the weights: a torch dtype, its name, or "auto". Auto is bfloat16 for weights that an
             adapter leaves frozen and for checkpoints in half precision (GGUF counts as one), where the
-            device computes it fast; else float32. The choice is logged. What an adapter adds is float32.
+            device computes it fast; else float32. The choice is logged. What an adapter adds is float32;
+            modules it trains whole keep the model's dtype, and a trainer keeps float32 masters of them.
         quantize: None.
         gguf_file: name of a GGUF file inside the folder or hub model.
         num_labels: for classification only.

@@ -32,24 +32,11 @@ def test_the_header_holds_base_and_results_as_the_hub_reads_them():
     ]
 
 
-@pytest.mark.parametrize(
-    "fact",
-    [
-        "org/base",
-        "LORA (r=16)",
-        "standard library",
-        "4000",
-        "abc123",
-        "25.0% of all",
-        "feed",
-        "0.0002",
-        "1.25",
-        "two cores",
-        "It copies.",
-        "transformers |",
-        "PeftModel.from_pretrained",
-    ],
-)
+FACTS = ("org/base", "LORA (r=16)", "standard library", "4000", "abc123", "25.0% of all", "feed", "0.0002")
+FACTS += ("1.25", "two cores", "It copies.", "transformers |", "PeftModel.from_pretrained")
+
+
+@pytest.mark.parametrize("fact", FACTS)
 def test_every_fact_is_in_the_text(fact):
     assert fact in ModelCard(card_text(FULL, adapted=True)).text
 

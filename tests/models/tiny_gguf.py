@@ -40,7 +40,7 @@ def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     spec = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    special = set(tokenizer.all_special_ids)
+    special = set(tokenizer.added_tokens_decoder)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(sorted(spec["vocab"], key=spec["vocab"].get))
     writer.add_token_types([3 if index in special else 1 for index in range(len(spec["vocab"]))])
