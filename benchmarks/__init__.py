@@ -11,13 +11,13 @@ How a comparison is made:
   neutral evaluator (plain transformers and peft) scores the adapters that both sides saved.
 - *Proof of training.* Every step has a gradient, the adapter moved, the base weights did not.
 
-    __main__    the command line
+    __main__    the command line; options: what it says, checked
     driver      which process runs when; writes the result after every run
-    child       what runs in those processes
-    tasks/      one file per task: its data, its sides, its evaluator, its floor
-    machine     what the machine is and can do
+    jobs        what it asks of those processes; child: how they answer
+    tasks/      one file per task: its data, its sides, its evaluator
+    materials   what every task prepares; smoke: a tiny model
+    machine     what the machine is and can do; floor: the least time a step can take on it
     recorder    times, resources and batches of one training run
     records     the shape of the result file
-    summary     ratios, ranges and checks from the runs
-    table       the result as Markdown
+    summary     ratios, ranges and checks from the runs; table: the result as Markdown
 """

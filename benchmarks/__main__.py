@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.driver import ROOT, BusyError, ChildError, Options, run
+from benchmarks.driver import ROOT, BusyError, ChildError, run
+from benchmarks.options import Options
 from benchmarks.tasks import BASELINES, TASKS
 
 __all__ = ["main"]

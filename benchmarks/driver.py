@@ -2,18 +2,19 @@
 
     1. refuse a busy machine
     2. one process prepares rows and adapters, and measures the machine
-    3. pairs: every side in turn, a fresh process each; then the evaluator scores what they saved
-    4. a pair whose times stand apart is run again
-    5. a short float32 run of both sides, for the losses
+    3. a short float32 run of both sides, for the losses
+    4. pairs: every side in turn, a fresh process each; then the evaluator scores what they saved
+    5. a pair whose times stand apart is run again
     6. the result as JSON, rewritten after every run, and as Markdown
 
-The first lines of a failing process's log are shown; the whole log stays beside the result.
+The last lines of a failing process's log are shown; the whole log stays beside the result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,14 @@ from typing import Any
 
 from benchmarks import records
 from benchmarks.jobs import Evaluate, Evaluation, Prepare, Prepared, Train, adapter_folder
-from benchmarks.machine import busiest_other, reasons_to_wait
+from benchmarks.machine import BUSY_PROCESS, busiest_other, reasons_to_wait
+from benchmarks.options import Options
 from benchmarks.records import Result, Run
 from benchmarks.summary import OURS, SPREAD, spread, step_seconds, summarise
 from benchmarks.table import markdown
 from benchmarks.tasks import BASELINES
 
-__all__ = ["ROOT", "BusyError", "ChildError", "Options", "run"]
+__all__ = ["ROOT", "BusyError", "ChildError", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY_STEPS = 3
@@ -53,38 +55,6 @@ class BusyError(RuntimeError):
 
 class ChildError(RuntimeError):
     """A child process failed; the message ends with the end of its log."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, checked.
-
-    Args:
-        model: a folder.
-        data: a file, or "" for the task's own.
-        tuned: also run the baseline's best settings.
-        allocator: environment of extra runs of both sides; empty for none.
-        force: start on a busy machine.
-    """
-
-    task: str
-    baseline: str
-    pairs: int
-    model: str
-    data: str
-    steps: int
-    out: Path
-    device: str
-    tuned: bool
-    allocator: dict[str, str]
-    force: bool
-    batch_size: int = 8
-    learning_rate: float = 2e-4
-    held_out: int = 64
-    seed: int = 0
-    dropped: int = 2
-    matmul_size: int = 2048
-    copy_bytes: int = 2**28
 
 
 @dataclass(frozen=True)
@@ -124,6 +94,7 @@ class _Driver:
         prepared: Prepared = self._child("prepare", self._prepare_job(), Prepared, {})
         self.result = self._empty(prepared)
         variants = self._variants()
+        self._parity(variants[0].side)
         for pair in range(options.pairs):
             self._pair(pair, variants)
         for _ in range(REPEATS):
@@ -133,7 +104,6 @@ class _Driver:
             self._say(f"pair {apart + 1} stands apart: running it again")
             self._set_aside(apart)
             self._pair(apart, variants)
-        self._parity(variants[0].side)
         self._store(complete=True)
         return self.result
 
@@ -150,11 +120,9 @@ class _Driver:
         return variants
 
     def _pair(self, pair: int, variants: Sequence[_Variant]) -> None:
-        """Every variant once, then their evaluation."""
-        fresh = []
+        """Every variant once, then the evaluation of all that has none."""
         for variant in variants:
             trained = self._train(variant, pair, self.options.steps, "default")
-            fresh.append(trained)
             self._add("runs", trained)
             peak = trained.peak_bytes / 2**30
             self._say(
@@ -162,7 +130,7 @@ class _Driver:
                 f"{step_seconds(trained, self.options.dropped):.3f} s a step, {peak:.2f} GiB, "
                 f"loss {trained.steps[0].loss:.4f} -> {trained.steps[-1].loss:.4f}"
             )
-        self._evaluate("runs", fresh)
+        self._evaluate()
 
     def _parity(self, baseline: str) -> None:
         """Both sides in float32; the steps they share with the timed runs hold the same rows."""
@@ -172,11 +140,10 @@ class _Driver:
             self._add("parity_runs", trained)
             losses = ", ".join(f"{step.loss:.7f}" for step in trained.steps)
             self._say(f"float32, {side}: losses {losses}")
-        self._evaluate("parity_runs", self.result.parity_runs)
 
     def _train(self, variant: _Variant, pair: int, steps: int, precision: str) -> Run:
-        others, name = busiest_other(0.5)
-        if others > 0.2:
+        others, name = busiest_other(0.3)
+        if others > BUSY_PROCESS:
             self._say(f"careful: {name} uses {others:.0%} of a core")
         job = Train(
             task=self.options.task,
@@ -199,30 +166,34 @@ class _Driver:
     def _trained(self, label: str, pair: int, precision: str) -> Path:
         return self.folder / f"trained-{label}-{pair}-{precision}"
 
-    def _evaluate(self, place: str, runs: Sequence[Run]) -> None:
-        """Put the neutral evaluator's numbers into the records of these runs."""
-        by_name = {f"{run.label}, {run.precision}": run for run in runs}
+    def _evaluate(self) -> None:
+        """Put the neutral evaluator's numbers into the records of the runs that lack them."""
+        runs = [run for run in (*self.result.parity_runs, *self.result.runs) if run.eval_loss is None]
+        trained = {
+            f"{run.label}, {run.precision}": self._trained(run.label, run.pair, run.precision) for run in runs
+        }
+        initial = (str(adapter_folder(self.folder, run.pair)) for run in runs)
         job = Evaluate(
             task=self.options.task,
             model=self.options.model,
             folder=str(self.folder),
-            adapters={
-                name: str(self._trained(run.label, run.pair, run.precision)) for name, run in by_name.items()
-            },
-            initial={name: str(adapter_folder(self.folder, run.pair)) for name, run in by_name.items()},
+            adapters={name: str(folder) for name, folder in trained.items()},
+            initial=dict(zip(trained, initial, strict=True)),
         )
         answer: Evaluation = self._child("evaluate", job, Evaluation, {})
-        scored = {
-            id(run): dataclasses.replace(
-                run, eval_loss=answer.losses[name], adapter_delta=answer.deltas[name]
-            )
-            for name, run in by_name.items()
-        }
-        self._set(place, [scored.get(id(run), run) for run in getattr(self.result, place)])
-        for name in by_name:
-            self._say(
-                f"{name}: evaluation loss {answer.losses[name]:.5f}, adapter moved {answer.deltas[name]:.4f}"
-            )
+
+        def scored(run: Run) -> Run:
+            if run.eval_loss is not None:
+                return run
+            name = f"{run.label}, {run.precision}"
+            return dataclasses.replace(run, eval_loss=answer.losses[name], adapter_delta=answer.deltas[name])
+
+        self._set("parity_runs", [scored(run) for run in self.result.parity_runs])
+        self._set("runs", [scored(run) for run in self.result.runs])
+        for name, folder in trained.items():
+            shutil.rmtree(folder)
+            loss, delta = answer.losses[name], answer.deltas[name]
+            self._say(f"{name}: evaluation loss {loss:.5f}, adapter moved by {delta:.4f}")
 
     def _pair_apart(self) -> int | None:
         """The pair with the time farthest from its label's median, where a label's runs spread too far."""

@@ -14,7 +14,7 @@ import psutil
 
 from benchmarks.records import Machine
 
-__all__ = ["busiest_other", "describe", "reasons_to_wait"]
+__all__ = ["BUSY_PROCESS", "busiest_other", "describe", "reasons_to_wait"]
 
 BUSY_PROCESS = 0.2  # cores
 BUSY_LOAD = 0.5  # processes per core, averaged over the last minute

@@ -7,6 +7,7 @@ everything else happens after training.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import resource
 import time
@@ -74,7 +75,7 @@ class Recorder(TrainerCallback):
             base: hashes of the base weights, before and after.
 
         Raises:
-            ValueError: steps, logs and batches that differ in number.
+            ValueError: steps, logs and batches that differ in number, or a loss that is not finite.
         """
         if not len(self.seconds) == len(self.logs) == len(rows):
             raise ValueError(
@@ -95,6 +96,11 @@ class Recorder(TrainerCallback):
                 self.seconds, self.inside, self.logs, rows, strict=True
             )
         ]
+        wild = [
+            number for number, step in enumerate(steps, 1) if not math.isfinite(step.loss + step.grad_norm)
+        ]
+        if wild:
+            raise ValueError(f"{side}: expected finite losses and gradients, got others in steps {wild}.")
         start, end = self._start, self._end
         return Run(
             label=side,

@@ -1,0 +1,40 @@
+"""What a benchmark is to do: the command line, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of one benchmark.
+
+    Args:
+        model: a folder.
+        data: a file, or "" for the task's own.
+        tuned: also run the baseline's best settings.
+        allocator: environment of extra runs of both sides; empty for none.
+        force: start on a busy machine.
+    """
+
+    task: str
+    baseline: str
+    pairs: int
+    model: str
+    data: str
+    steps: int
+    out: Path
+    device: str
+    tuned: bool
+    allocator: dict[str, str]
+    force: bool
+    batch_size: int = 8
+    learning_rate: float = 2e-4
+    held_out: int = 64
+    seed: int = 0
+    dropped: int = 2
+    matmul_size: int = 2048
+    copy_bytes: int = 2**28

@@ -1,0 +1,161 @@
+"""Ratios, ranges and checks, from runs written by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from benchmarks import records
+from benchmarks.floor import floor_seconds, training_bytes, training_flops
+from benchmarks.records import Machine, Result, Run, Step, Workload
+from benchmarks.summary import summarise
+
+SIZES = {"body": 100, "head": 50, "adapter": 10, "layers": 2, "hidden": 4, "attention": 8}
+
+
+def step(seconds: float, loss: float = 2.0, rows: str = "a", grad_norm: float = 1.0) -> Step:
+    return Step(seconds, seconds, loss, grad_norm, tokens=100, trained_tokens=60, rows_sha256=rows)
+
+
+def run(label: str, pair: int, seconds: float, *, loss: float = 2.0, **changes: object) -> Run:
+    """A first step of 100 s that is not to count, then two of the given length."""
+    made = Run(
+        label=label,
+        side=label.partition("+")[0],
+        pair=pair,
+        precision="default",
+        environment={},
+        threads=2,
+        weights_dtype="torch.float32",
+        steps=[step(100.0, loss), step(seconds, loss), step(seconds, loss)],
+        peak_bytes={"trl": 400, "ftlib": 100}.get(label.partition("+")[0], 300),
+        user_seconds=3.0,
+        system_seconds=0.0,
+        minor_faults=6,
+        major_faults=0,
+        involuntary_switches=0,
+        wall_seconds=1.0,
+        base_sha256=["x", "x"],
+        adapter_delta=0.1,
+        eval_loss=loss,
+    )
+    return dataclasses.replace(made, **changes)
+
+
+MACHINE = Machine("", [], 2, 1, "", "", [0.0], {}, {"bfloat16": 100.0, "float32": 10.0}, 10.0)
+WORKLOAD = Workload("", "", "", "", 3, 1, 0, 8, 1, 1e-4, {"r": 1}, {}, SIZES, [100.0] * 3, [1.0] * 3)
+
+
+def summary(*runs: Run, parity: tuple[Run, ...] = ()):
+    return summarise(runs, parity, MACHINE, WORKLOAD, baseline="trl", dropped=1)
+
+
+def test_ratios_are_taken_within_pairs():
+    """Pairs of 6/1, 8/2 and 10/1 s: ratios 6, 4, 10, their median 6; medians of the sides would give 8."""
+    pairs = [(6.0, 1.0), (8.0, 2.0), (10.0, 1.0)]
+    runs = [r for i, (trl, ours) in enumerate(pairs) for r in (run("trl", i, trl), run("ftlib", i, ours))]
+    (compared,) = summary(*runs).comparisons
+    assert (compared.speed, compared.speed_range, compared.memory) == (6.0, [4.0, 10.0], 0.25)
+
+
+def test_a_pair_that_was_run_again_counts_once():
+    runs = [
+        run("trl", 0, 9.0, disturbed=True),
+        run("ftlib", 0, 1.0, disturbed=True),
+        run("trl", 0, 4.0),
+        run("ftlib", 0, 1.0),
+    ]
+    made = summary(*runs)
+    assert made.comparisons[0].speed == 4.0
+    assert made.sides["trl"].runs == 1
+    assert len(made.notes) == 2
+
+
+def test_runs_in_another_environment_are_compared_with_each_other():
+    runs = [
+        run("trl", 0, 4.0),
+        run("ftlib", 0, 1.0),
+        run("trl+allocator", 0, 6.0),
+        run("ftlib+allocator", 0, 2.0),
+    ]
+    found = {(each.label, each.baseline): each.speed for each in summary(*runs).comparisons}
+    assert found == {("ftlib", "trl"): 4.0, ("ftlib+allocator", "trl+allocator"): 3.0}
+
+
+def test_efficiency_is_floor_over_time():
+    """100 FLOPs at 100 FLOP/s take 1 s, the byte 0.1 s: a step of 4 s reaches a quarter."""
+    assert summary(run("ftlib", 0, 4.0)).sides["ftlib"].efficiency == 0.25
+
+
+def test_speed_counts_real_tokens_of_timed_steps():
+    assert summary(run("ftlib", 0, 4.0)).sides["ftlib"].tokens_per_second == 25.0
+
+
+def test_a_fair_comparison_has_no_problems():
+    assert summary(run("trl", 0, 4.0), run("ftlib", 0, 1.0)).problems == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"adapter_delta": 0.0}, "did not move"),
+        ({"base_sha256": ["x", "y"]}, "base weights changed"),
+        ({"steps": [step(1.0, grad_norm=0.0), step(1.0), step(1.0)]}, "without a gradient"),
+        ({"steps": [step(1.0), step(1.0, rows="b"), step(1.0)]}, "rows or labels are others in steps [2]"),
+        ({"steps": [step(1.0), step(1.0, loss=2.1), step(1.0)]}, "step losses differ by up to 0.1"),
+    ],
+)
+def test_each_missing_proof_is_a_problem(changes, problem):
+    problems = summary(run("trl", 0, 4.0), run("ftlib", 0, 1.0, **changes)).problems
+    assert any(problem in line for line in problems), problems
+
+
+def test_parity_is_relative_and_has_its_limit():
+    """2.00004 against 2 is 2e-5 relative, twice what is allowed."""
+    parity = (
+        run("trl", 0, 1.0, precision="float32"),
+        run("ftlib", 0, 1.0, loss=2.00004, precision="float32"),
+    )
+    made = summary(run("trl", 0, 4.0), run("ftlib", 0, 1.0), parity=parity)
+    assert made.parity == pytest.approx(2e-5)
+    assert [line for line in made.problems if line.startswith("float32")]
+
+
+def test_floor_counts_what_its_formula_says():
+    """3 and 4 tokens, 5 trained: 7 (4 x 100 + 6 x 10) + 3.5 x 2 x 2 x 8 x (9 + 16) + 4 x 50 x 5."""
+    assert training_flops(SIZES, [3, 4], 5) == 7 * 460 + 2800 + 1000
+    assert training_bytes(SIZES, [3, 4]) == 4 * 150 + 75 * 2 * 4 * 2 * 7
+
+
+def test_the_slower_of_arithmetic_and_memory_is_the_floor():
+    assert floor_seconds(100.0, 5.0, matmul_flops=10.0, copy_bytes=5.0) == 10.0
+    assert floor_seconds(100.0, 500.0, matmul_flops=10.0, copy_bytes=5.0) == 100.0
+
+
+def result() -> Result:
+    runs = [run("trl", 0, 4.0), run("ftlib", 0, 1.0)]
+    return Result("sft", "trl", "", "", True, [], 1, {}, MACHINE, WORKLOAD, runs, [], summary(*runs))
+
+
+def test_a_result_reads_back_as_it_was_written(tmp_path):
+    records.write(tmp_path / "result.json", result())
+    assert records.read(tmp_path / "result.json") == result()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ('"grad_norm": 1.0', '"grad_norm": "1.0"', r"result\.json\.runs\[0\]\.steps\[0\]\.grad_norm"),
+        ('"threads": 2', '"strings": 2', r"result\.json\.runs\[0\]: expected the fields"),
+        ('"complete": true', '"complete": 1', r"result\.json\.complete"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_with_its_place(tmp_path, old, new, place):
+    file = tmp_path / "result.json"
+    records.write(file, result())
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ValueError, match=place):
+        records.read(file)
