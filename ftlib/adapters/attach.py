@@ -6,6 +6,9 @@ base weights frozen. `merge` is the way back to a plain transformers model.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import cast
@@ -60,7 +63,8 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
         model.add_adapter(name, config)
         model.set_adapter(name)
         return model
-    return cast(PeftModel, get_peft_model(model, config, adapter_name=name))
+    with _settled_names():
+        return cast(PeftModel, get_peft_model(model, config, adapter_name=name))
 
 
 def load_adapter(
@@ -73,9 +77,18 @@ def load_adapter(
         model.load_adapter(str(folder), name, is_trainable=trainable, peft_config=config)
         model.set_adapter(name)
         return model
-    return PeftModel.from_pretrained(
-        model, str(folder), adapter_name=name, is_trainable=trainable, config=config
-    )
+    with _settled_names():
+        return PeftModel.from_pretrained(
+            model, str(folder), adapter_name=name, is_trainable=trainable, config=config
+        )
+
+
+@contextmanager
+def _settled_names() -> Iterator[None]:
+    """No warning about a property that peft 0.21 still reads by the name it had before transformers 5.23."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:

@@ -1,0 +1,218 @@
+"""The log-probability head: values, gradients, precision and memory.
+
+Shapes: N scored rows, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ftlib.errors import ConfigError, ShapeError
+from ftlib.losses import entropy, token_logprobs
+from ftlib.models import head as head_module
+from ftlib.models.head import Head, head_logprobs
+
+N, D, V = 7, 5, 11
+ROWS_OF_A_CHUNK = 3  # three chunks, the last of one row
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "CHUNK", ROWS_OF_A_CHUNK)
+
+
+class TwoLayers(nn.Module):
+    """A head that is not one matrix, as an adapter on the output embedding makes it."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(D, D), nn.Linear(D, V, bias=bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.outer(self.inner(hidden).tanh())
+
+
+def problem(
+    kind: str, *, bias: bool, softcap: float | None, scale: float, dtype: torch.dtype = torch.float64
+) -> tuple[Head, Tensor, Tensor]:
+    module = TwoLayers(bias) if kind == "module" else nn.Linear(D, V, bias=bias)
+    module = module.to(dtype).requires_grad_(kind != "frozen")
+    return Head(module, softcap, scale), torch.randn(N, D, dtype=dtype), torch.randint(V, (N,))
+
+
+GRID = [
+    pytest.param(kind, bias, softcap, scale, temperature, id=f"{kind}-{name}")
+    for kind in ("frozen", "trainable", "module")
+    for name, bias, softcap, scale, temperature in (
+        ("plain", False, None, 1.0, 1.0),
+        ("tempered", False, None, 1.0, 0.7),
+        ("bias", True, None, 1.0, 1.0),
+        ("softcap", False, 0.8, 1.0, 1.0),
+        ("scale", False, None, 0.3, 1.0),
+        ("all", True, 0.8, 1.7, 1.3),
+    )
+]
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("kind", "bias", "softcap", "scale", "temperature"), GRID)
+def test_equals_the_log_softmax_of_the_logits(
+    kind: str, bias: bool, softcap: float | None, scale: float, temperature: float
+) -> None:
+    head, hidden_ND, targets_N = problem(kind, bias=bias, softcap=softcap, scale=scale)
+    logits_NV = head.module(hidden_ND) * scale
+    if softcap is not None:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    output = head_logprobs(head, hidden_ND, targets_N, temperature=temperature, entropy=True)
+    assert_close(output.logprobs_N, token_logprobs(logits_NV, targets_N, temperature=temperature))
+    assert_close(output.entropy_N, entropy(logits_NV / temperature).detach())
+    assert output.entropy_N is not None
+    assert not output.entropy_N.requires_grad
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("kind", "bias", "softcap", "scale", "temperature"), GRID)
+def test_gradients_are_those_of_finite_differences_under_any_coefficients(
+    kind: str, bias: bool, softcap: float | None, scale: float, temperature: float
+) -> None:
+    head, hidden_ND, targets_N = problem(kind, bias=bias, softcap=softcap, scale=scale)
+    coefficients_N = torch.randn(N, dtype=torch.float64)
+    weights = [weight for weight in head.module.parameters() if weight.requires_grad]
+
+    def loss(hidden_ND: Tensor, *_: Tensor) -> Tensor:
+        logprobs_N = head_logprobs(head, hidden_ND, targets_N, temperature=temperature).logprobs_N
+        return (coefficients_N * logprobs_N).sum() + (logprobs_N**2).sum()
+
+    assert torch.autograd.gradcheck(loss, (hidden_ND.requires_grad_(), *weights))
+
+
+def test_no_rows_give_no_log_probabilities_and_a_zero_gradient() -> None:
+    head, hidden_ND, targets_N = problem("trainable", bias=True, softcap=None, scale=1.0)
+    empty_0D = hidden_ND[:0].requires_grad_()
+    output = head_logprobs(head, empty_0D, targets_N[:0], entropy=True)
+    output.logprobs_N.sum().backward()
+    assert output.logprobs_N.shape == (0,)
+    assert_close(head.module.weight.grad, torch.zeros(V, D, dtype=torch.float64))
+
+
+def test_entropy_comes_only_where_asked_for() -> None:
+    head, hidden_ND, targets_N = problem("frozen", bias=False, softcap=None, scale=1.0)
+    assert head_logprobs(head, hidden_ND, targets_N).entropy_N is None
+
+
+def wide_problem(std: float) -> tuple[Head, Head, Tensor, Tensor]:
+    """The same head in bf16 and float32, and states that bf16 holds exactly."""
+    rough = nn.Linear(64, 512, bias=False).bfloat16().requires_grad_(False)
+    exact = nn.Linear(64, 512, bias=False).requires_grad_(False)
+    exact.load_state_dict(rough.state_dict())
+    return Head(rough), Head(exact), (std * torch.randn(40, 64)).bfloat16(), torch.randint(512, (40,))
+
+
+@pytest.mark.parametrize("std", [1.0, 30.0])
+def test_bf16_errs_by_the_rounding_of_its_logits_alone(std: float) -> None:
+    """The target's logit is exact. Each z is rounded, z - max again, exp and the sums once more, by 2 ** -9.
+
+    So logsumexp errs by at most 2 ** -9 (|z| + |z - max| + 2) <= 2 ** -9 (3 Z + 2), Z the largest |z|.
+    """
+    rough, exact, hidden_ND, targets_N = wide_problem(std)
+    ours_N = head_logprobs(rough, hidden_ND, targets_N).logprobs_N
+    expected_N = head_logprobs(exact, hidden_ND.float(), targets_N).logprobs_N
+    largest = float(exact.logits(hidden_ND.float()).abs().max())
+    assert ours_N.dtype == torch.float32
+    assert float((ours_N - expected_N).abs().max()) <= 2**-9 * (3 * largest + 2)
+
+
+def test_no_log_probability_exceeds_zero_in_bf16() -> None:
+    """A certain token: its exact logit lies above its rounded one for half of such rows."""
+    rough, _, hidden_ND, _ = wide_problem(300.0)
+    targets_N = rough.logits(hidden_ND).argmax(-1)
+    logprobs_N = head_logprobs(rough, hidden_ND, targets_N).logprobs_N
+    assert bool((logprobs_N <= 0).all())
+    assert bool((logprobs_N > -1e-3).any())
+
+
+def test_bf16_gradients_point_where_those_of_float32_do() -> None:
+    rough, exact, hidden_ND, targets_N = wide_problem(1.0)
+    found_ND, expected_ND = hidden_ND.requires_grad_(), hidden_ND.detach().float().requires_grad_()
+    head_logprobs(rough, found_ND, targets_N).logprobs_N.sum().backward()
+    head_logprobs(exact, expected_ND, targets_N).logprobs_N.sum().backward()
+    assert found_ND.grad is not None
+    cosine = torch.cosine_similarity(found_ND.grad.float().flatten(), expected_ND.grad.flatten(), dim=0)
+    assert float(cosine) > 0.9999
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor):
+                self.elements = max(self.elements, leaf.untyped_storage().nbytes() // leaf.element_size())
+        return output
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("kind", ["frozen", "trainable", "module"])
+def test_memory_does_not_grow_with_rows_times_vocabulary(kind: str) -> None:
+    """The largest tensor is a chunk of logits, the weight or the states; the logits of all rows never exist."""
+    rows, width, vocabulary = 400, 4, 64
+    module: nn.Module = nn.Linear(width, vocabulary)
+    module = nn.Sequential(module) if kind == "module" else module
+    module.requires_grad_(kind != "frozen")
+    hidden_ND, targets_N = torch.randn(rows, width, requires_grad=True), torch.randint(vocabulary, (rows,))
+    with LargestTensor() as largest:
+        head_logprobs(Head(module, softcap=2.0), hidden_ND, targets_N, entropy=True).logprobs_N.sum().backward()
+    bound = max(ROWS_OF_A_CHUNK * vocabulary, vocabulary * width, rows * width)
+    assert bound < rows * vocabulary / 10
+    assert 0 < largest.elements <= bound
+
+
+@pytest.fixture
+def saved() -> Iterator[list[Tensor]]:
+    """Everything that any operation of the test saves for a backward."""
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trainable", "module"])
+def test_nothing_is_saved_without_gradients(kind: str, saved: list[Tensor]) -> None:
+    head, hidden_ND, targets_N = problem(kind, bias=True, softcap=None, scale=1.0)
+    with torch.no_grad():
+        output = head_logprobs(head, hidden_ND.requires_grad_(), targets_N)
+    assert not output.logprobs_N.requires_grad
+    assert saved == []
+
+
+def test_a_frozen_head_saves_one_vector_per_row(saved: list[Tensor]) -> None:
+    head, hidden_ND, targets_N = problem("frozen", bias=True, softcap=None, scale=1.0)
+    head_logprobs(head, hidden_ND.requires_grad_(), targets_N)
+    assert [tuple(tensor.shape) for tensor in saved] == [(N, D)]
+
+
+def test_shapes_that_do_not_fit_and_temperatures_that_are_not_positive_are_refused() -> None:
+    head, hidden_ND, targets_N = problem("frozen", bias=False, softcap=None, scale=1.0)
+    with pytest.raises(ShapeError, match=r"got \(7, 5\) and \(6,\)"):
+        head_logprobs(head, hidden_ND, targets_N[1:])
+    with pytest.raises(ShapeError, match=r"got \(1, 7, 5\)"):
+        head_logprobs(head, hidden_ND[None], targets_N)
+    with pytest.raises(ConfigError, match=r"temperature > 0, got 0\.0"):
+        head_logprobs(head, hidden_ND, targets_N, temperature=0.0)
