@@ -149,6 +149,8 @@ def _settings(
         do_sample=do_sample,
         eos_token_id=list(stop_ids) or None,
         pad_token_id=pad if pad is not None else next(iter(stop_ids), 0),  # masked, so any id would do
+        num_return_sequences=1,
+        return_dict_in_generate=False,
         **({"use_cache": True} | options),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -67,7 +66,7 @@ def save_weights(folder: Path, model: AnyModel) -> None:
         if isinstance(model, PreTrainedModel):
             model.save_pretrained(folder)
             return
-        name = cast(str, model.active_adapter)
+        name = model.active_adapter
         # peft would ask the hub whether the embeddings were resized: nothing here is named to be fetched
         model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
     if name != "default":  # peft puts these one folder deeper

@@ -108,11 +108,13 @@ def test_modes_come_back_after_an_exception():
     assert model.training
 
 
-def test_greedy_ignores_the_sampling_settings_of_the_model(caplog, monkeypatch):
+def test_greedy_ignores_settings_of_the_model_that_would_change_what_is_returned(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     model = tiny_model()
     expected = generate(model, None, PROMPTS, stop_ids=[EOS], max_new_tokens=NEW)
-    model.generation_config = GenerationConfig(do_sample=True, temperature=0.1, top_p=0.5, top_k=3)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.1, top_p=0.5, top_k=3, return_dict_in_generate=True
+    )
     assert generate(model, None, PROMPTS, stop_ids=[EOS], max_new_tokens=NEW) == expected
     assert not caplog.records
 
