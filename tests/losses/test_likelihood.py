@@ -42,7 +42,9 @@ def test_entropy_of_a_fair_choice_of_n_is_log_n() -> None:
 
 def test_entropy_of_three_to_one() -> None:
     """-(3/4) log(3/4) - (1/4) log(1/4) = log 4 - (3/4) log 3."""
-    assert_close(entropy(torch.tensor([[math.log(3), 0.0]])), torch.tensor([math.log(4) - 0.75 * math.log(3)]))
+    assert_close(
+        entropy(torch.tensor([[math.log(3), 0.0]])), torch.tensor([math.log(4) - 0.75 * math.log(3)])
+    )
 
 
 def test_probabilities_of_all_tokens_sum_to_one() -> None:

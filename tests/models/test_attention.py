@@ -86,7 +86,9 @@ def test_equals_dense_attention_under_the_visibility_mask(
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, 0.8)])
 def test_gradients_are_those_of_finite_differences(window: int | None, softcap: float | None) -> None:
     qkv, layout = random_qkv((4, 2)), GroupLayout(SPANS)
-    assert torch.autograd.gradcheck(lambda *qkv: attend(*qkv, layout, 0.3, window, softcap), qkv, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda *qkv: attend(*qkv, layout, 0.3, window, softcap), qkv, fast_mode=True
+    )
 
 
 def test_the_plain_form_can_be_differentiated_twice() -> None:

@@ -61,7 +61,9 @@ def test_gradients_are_those_without_checkpointing(arch: str) -> None:
 def test_however_it_was_enabled(way: str) -> None:
     plain, checkpointed = tiny_model("mistral").train(), tiny_model("mistral").train()
     WAYS[way](checkpointed)
-    found = {name.replace("_checkpoint_wrapped_module.", ""): x for name, x in gradients(checkpointed).items()}
+    found = {
+        name.replace("_checkpoint_wrapped_module.", ""): x for name, x in gradients(checkpointed).items()
+    }
     assert_close(found, gradients(plain), rtol=0, atol=0)
     assert checkpointed.config._attn_implementation == "eager"
 

@@ -167,14 +167,16 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("kind", ["frozen", "trainable", "module"])
 def test_memory_does_not_grow_with_rows_times_vocabulary(kind: str) -> None:
-    """The largest tensor is a chunk of logits, the weight or the states; the logits of all rows never exist."""
+    """The largest tensor is a chunk of logits, the weight or the states; never the logits of all rows."""
     rows, width, vocabulary = 400, 4, 64
     module: nn.Module = nn.Linear(width, vocabulary)
     module = nn.Sequential(module) if kind == "module" else module
     module.requires_grad_(kind != "frozen")
     hidden_ND, targets_N = torch.randn(rows, width, requires_grad=True), torch.randint(vocabulary, (rows,))
     with LargestTensor() as largest:
-        head_logprobs(Head(module, softcap=2.0), hidden_ND, targets_N, entropy=True).logprobs_N.sum().backward()
+        head_logprobs(
+            Head(module, softcap=2.0), hidden_ND, targets_N, entropy=True
+        ).logprobs_N.sum().backward()
     bound = max(ROWS_OF_A_CHUNK * vocabulary, vocabulary * width, rows * width)
     assert bound < rows * vocabulary / 10
     assert 0 < largest.elements <= bound

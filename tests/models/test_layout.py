@@ -26,7 +26,7 @@ def spans_of(shapes: list[tuple[int, list[int]]]) -> tuple[Span, ...]:
 
 
 def visibility(spans: tuple[Span, ...], window: int | None) -> Tensor:
-    """[T, T] bool, one pair of tokens at a time: same group, own branch or prefix, not later, not too early."""
+    """[T, T] bool, pair by pair: the same group, the own branch or the prefix, not later, not too early."""
     place: list[tuple[int, int, int]] = []  # group, continuation (-1: the prefix), position
     for number, span in enumerate(spans):
         place += [(number, -1, position) for position in range(span.prefix)]
