@@ -6,11 +6,13 @@ import difflib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from math import inf
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, TypeVar, final, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from transformers.trainer_utils import SchedulerType
 
 from ftlib.errors import ConfigError
 
@@ -18,12 +20,15 @@ __all__ = ["MakeOptimizer", "MakeSchedule", "TrainConfig", "suggests_names"]
 
 MakeOptimizer = Callable[[list[dict[str, Any]], float], Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+Shown = Literal["auto", "terminal", "plain", "notebook", "off"]
+OnNonFinite = Literal["raise", "skip"]
 Made = TypeVar("Made", bound=type)
+_NEEDS_METRICS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # a step alone does not move them
 
 
 def suggests_names(cls: Made) -> Made:
     """Class decorator: an unknown option raises `ConfigError` with the nearest name."""
-    made = cls.__init__
+    made = cls.__init__  # type: ignore[misc]  # of this very class, not of an instance's
 
     @functools.wraps(made)
     def init(self: Any, *args: Any, **options: Any) -> None:
@@ -35,7 +40,7 @@ def suggests_names(cls: Made) -> Made:
                 raise ConfigError(f"{cls.__name__}: got an unknown option {name!r}. {hint}")
         made(self, *args, **options)
 
-    cls.__init__ = init
+    cls.__init__ = init  # type: ignore[misc]
     return cls
 
 
@@ -105,32 +110,56 @@ class TrainConfig:
     load_best: bool = False
     run_name: str | None = None
     report_to: Sequence[str] | str | None = ()
-    progress: Literal["auto", "terminal", "plain", "notebook", "off"] = "auto"
-    on_nonfinite: Literal["raise", "skip"] = "raise"
+    progress: Shown = "auto"
+    on_nonfinite: OnNonFinite = "raise"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_steps", "keep_checkpoints"):
-            self._check(name, getattr(self, name) >= 1, ">= 1")
+            self._check(name, _counts(getattr(self, name)), "a whole number >= 1")
         for name in ("max_steps", "max_tokens", "eval_steps", "eval_batch_size", "save_steps"):
             value = getattr(self, name)
-            self._check(name, value is None or value >= 1, ">= 1 or None")
+            self._check(name, value is None or _counts(value), "a whole number >= 1, or None")
         rate = self.learning_rate
-        self._check("learning_rate", rate is None or 0 <= rate < float("inf"), "a finite number >= 0, or None")
+        self._check("learning_rate", rate is None or 0 <= rate < inf, "a finite number >= 0, or None")
         for name in ("warmup", "weight_decay", "eps"):
-            self._check(name, getattr(self, name) >= 0, ">= 0")
+            self._check(name, 0 <= getattr(self, name) < inf, "a finite number >= 0")
         self._check("max_grad_norm", self.max_grad_norm > 0, "> 0 (float('inf') never clips)")
-        self._check("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
-        self._check("on_nonfinite", self.on_nonfinite in ("raise", "skip"), "'raise' or 'skip'")
-        if isinstance(self.optimizer, str):
-            self._check("optimizer", self.optimizer == "adamw", "'adamw' or a function (groups, rate) -> optimizer")
-        if self.load_best and self.eval_steps is None:
-            raise ConfigError("TrainConfig: load_best has no effect without evaluations. Set eval_steps too.")
-        if self.save_steps is not None and self.output_dir is None:
-            raise ConfigError("TrainConfig: save_steps has no effect without a folder. Set output_dir too.")
+        shares = [beta for beta in self.betas if 0 <= beta < 1]
+        self._check("betas", len(shares) == len(self.betas) == 2, "two numbers in [0, 1)")
+        self._check("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
+        for name, choices in (("on_nonfinite", get_args(OnNonFinite)), ("progress", get_args(Shown))):
+            self._check(name, getattr(self, name) in choices, f"one of {choices}")
+        self._check_methods()
+        self._check_effects()
+
+    def _check_methods(self) -> None:
+        known = sorted(kind.value for kind in SchedulerType if kind not in _NEEDS_METRICS)
+        named = self.schedule in known or callable(self.schedule)
+        self._check("schedule", named, f"a function of (optimizer, steps), or one of {known}")
+        named = self.optimizer == "adamw" or callable(self.optimizer)
+        self._check("optimizer", named, "'adamw', or a function of (parameter groups, learning rate)")
+
+    def _check_effects(self) -> None:
+        """An option that would do nothing is refused."""
+        own_schedule, own_optimizer = callable(self.schedule), callable(self.optimizer)
+        idle = [
+            ("load_best", self.eval_steps is None, "evaluations. Set eval_steps too"),
+            ("metric_for_best", self.eval_steps is None, "evaluations. Set eval_steps too"),
+            ("save_steps", self.output_dir is None, "a folder. Set output_dir too"),
+            ("keep_checkpoints", self.output_dir is None, "a folder. Set output_dir too"),
+            ("warmup", own_schedule, "a named schedule. Put it into your function"),
+            ("betas", own_optimizer, "a named optimizer. Put them into your function"),
+            ("eps", own_optimizer, "a named optimizer. Put it into your function"),
+        ]
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, is_idle, without in idle:
+            if is_idle and getattr(self, name) != defaults[name]:
+                raise ConfigError(f"{type(self).__name__}: {name} has no effect without {without}.")
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
-            raise ConfigError(f"TrainConfig: {name}: expected {wanted}, got {getattr(self, name)!r}.")
+            found = getattr(self, name)
+            raise ConfigError(f"{type(self).__name__}: {name}: expected {wanted}, got {found!r}.")
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights; a resumed run must have the same."""
@@ -139,9 +168,24 @@ class TrainConfig:
 
 
 _NOT_IN_THE_WEIGHTS = frozenset(
-    {"output_dir", "log_steps", "eval_steps", "eval_batch_size", "save_steps", "keep_checkpoints",
-     "metric_for_best", "load_best", "run_name", "report_to", "progress"}
+    {
+        "output_dir",
+        "log_steps",
+        "eval_steps",
+        "eval_batch_size",
+        "save_steps",
+        "keep_checkpoints",
+        "metric_for_best",
+        "load_best",
+        "run_name",
+        "report_to",
+        "progress",
+    }
 )
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _word(value: Any) -> Any:

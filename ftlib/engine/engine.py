@@ -19,7 +19,7 @@ from typing import Any, final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from ftlib.batches import LossOutput, Mean, PackedBatch
@@ -33,15 +33,16 @@ from ftlib.models import Scorer
 from ftlib.models.checkpointing import disable_checkpointing, enable_checkpointing
 from ftlib.objectives import Objective
 
-__all__ = ["Engine", "StepResult", "Stopped"]
+__all__ = ["Engine", "RandomState", "StepResult", "Stopped"]
 
 logger = logging.getLogger(__name__)
 CPU_TOKENS, DEVICE_TOKENS = 1024, 16384  # default tokens of a micro-batch
 MAX_SKIPPED = 10
 Example = Mapping[str, Any]
+RandomState = tuple[dict[str, Tensor], dict[str, Any]]  # as `capture_rng` gives it
 
 
-class Stopped(Exception):  # noqa: N818  no error: the step was given up on request
+class Stopped(Exception):
     """Raised inside a step when a stop was asked for; weights and optimiser are as before the step."""
 
 
@@ -78,7 +79,12 @@ class Engine:
         config: the run's settings.
         steps: optimiser steps planned, for the schedule.
         learning_rate: peak.
-        should_stop: polled at every micro-batch.
+        should_stop: polled at every micro-batch of a single process. Ranks stop together, between
+            steps: one that left a step alone would leave the others waiting. See `agreed`.
+
+    Raises:
+        CapabilityError: a way of launching, or a precision, that is not supported.
+        ConfigError: no weights to train, or an optimiser or schedule that cannot be made.
     """
 
     model: nn.Module
@@ -97,6 +103,11 @@ class Engine:
                 f"engine: expected one process or data parallelism, got {kind.value}. "
                 "Launch with a plain `accelerate launch --multi_gpu` or `torchrun`."
             )
+        if self.accelerator.mixed_precision not in ("no", "bf16"):
+            raise CapabilityError(
+                f"engine: expected mixed precision 'no' or 'bf16', got {self.accelerator.mixed_precision!r}, "
+                "whose gradients need scaling. Launch with --mixed_precision bf16, or without."
+            )
         trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         if not trainable:
             raise ConfigError(
@@ -113,56 +124,92 @@ class Engine:
         self.max_tokens = self.config.max_tokens or (CPU_TOKENS if on_cpu else DEVICE_TOKENS)
         logger.info(
             "training %s weights on %s, micro-batches of at most %s tokens",
-            f"{sum(weight.numel() for weight in trainable.values()):,}", self.device, f"{self.max_tokens:,}",
+            f"{sum(weight.numel() for weight in trainable.values()):,}",
+            self.device,
+            f"{self.max_tokens:,}",
         )
 
     @property
     def device(self) -> torch.device:
         """Where this rank computes."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     def step(self, examples: Sequence[Example] | PackedBatch) -> StepResult:
-        """One optimiser step on these encoded examples, the same on every rank; or on one micro-batch as it is.
+        """One optimiser step on encoded examples, or on one micro-batch as it is; the same on every rank.
 
-        Out of memory halves `max_tokens` and repeats the same step.
+        Out of memory halves `max_tokens` and repeats the same step, in a single process. What the model,
+        the objective or the checks raise leaves weights and random states as they were.
 
         Raises:
-            Stopped: a stop was asked for; nothing has changed.
-            NonFiniteError: loss or gradient is NaN or infinite; the weights have not changed.
+            Stopped: a stop was asked for.
+            NonFiniteError: loss or gradient is NaN or infinite.
+            torch.OutOfMemoryError: with one example per micro-batch too, or on several ranks.
         """
         state = capture_rng()
         while True:
             try:
                 return self._step(examples)
-            except Stopped:
-                self._give_up(state)
-                raise
-            except torch.OutOfMemoryError as error:
-                self._give_up(state)
+            except BaseException as error:
+                self._clear_gradients()
+                restore_rng(*state)
+                if not isinstance(error, torch.OutOfMemoryError):
+                    raise
                 error.__traceback__ = None  # its frames hold the activations
-                if isinstance(examples, PackedBatch):
+                if not self._halve(examples):
+                    error.add_note(self._out_of_memory(examples))
                     raise
-                longest = max(int(example["length"]) for example in examples)
-                if self.max_tokens <= longest:
-                    raise
-                self.max_tokens = max(self.max_tokens // 2, longest)
                 logger.warning("out of memory: repeating the step with max_tokens=%d", self.max_tokens)
 
-    def _give_up(self, state: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
-        self._clear_gradients()
-        restore_rng(*state)
+    def _halve(self, examples: Sequence[Example] | PackedBatch) -> bool:
+        """Make micro-batches smaller; False where they cannot be, or where other ranks would not know."""
+        if isinstance(examples, PackedBatch) or self.accelerator.num_processes > 1:
+            return False
+        longest = _longest(examples)
+        if min(self.max_tokens, _tokens(examples)) <= longest:
+            return False
+        self.max_tokens = max(min(self.max_tokens, _tokens(examples)) // 2, longest)
+        return True
+
+    def _out_of_memory(self, examples: Sequence[Example] | PackedBatch) -> str:
+        longest = _tokens(examples) if isinstance(examples, PackedBatch) else _longest(examples)
+        count = sum(weight.numel() for weight in self.masters.named.values())
+        return (
+            f"step: expected the longest example, {longest:,} tokens, to fit in memory. Give the Encoder a "
+            f"max_length below {longest:,}; or set gradient_checkpointing=True; or train fewer than these "
+            f"{count:,} weights, for which gradients and moments take {12 * count:,} bytes. On several ranks "
+            f"also lower max_tokens below {self.max_tokens:,}."
+        )
+
+    def agreed(self, flag: bool) -> bool:
+        """Whether any rank says so: the same answer on all of them."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        told = torch.tensor(float(flag), device=self.device)
+        return bool(self.accelerator.reduce(told, "sum") > 0)
+
+    def from_first_rank(self, value: str) -> str:
+        """The first rank's value, on all of them."""
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
+
+    def rng_states(self) -> list[RandomState]:
+        """The random states of every rank, in order. Every rank takes part."""
+        states: list[RandomState] = gather_object([capture_rng()])
+        return states
 
     def _step(self, examples: Sequence[Example] | PackedBatch) -> StepResult:
         # 1. deal to ranks, pack, lay flat
+        self._clear_gradients()
         self.scorer.train()
-        batches = [examples.to(self.device)] if isinstance(examples, PackedBatch) else self._micro_batches(examples)
+        batches = self._micro_batches(examples)
         # 2. denominators of the whole step
         counts = self._step_counts(batches)
         # 3. gradients
-        total: LossOutput | None = None
+        total = LossOutput({})
         for index, batch in enumerate(batches):
-            if self.should_stop():
-                raise Stopped
+            self._poll()
             with self._synchronised(last=index == len(batches) - 1), self._long_enough(batch):
                 output = self.objective(self.scorer, batch)
                 # data-parallel wrappers average over ranks; the counts are already global
@@ -170,7 +217,6 @@ class Engine:
             if self.masters.separate:
                 self.masters.collect()
             total = _added(total, output)
-        assert total is not None
         # 4. check, clip, move
         total = self._gathered(total)
         grad_norm = self._clip()
@@ -187,8 +233,14 @@ class Engine:
         tokens = _tokens(examples)
         return StepResult(total.terms, total.metrics, grad_norm, tokens, rate, skipped=not finite)
 
-    def _micro_batches(self, examples: Sequence[Example]) -> list[PackedBatch]:
+    def _poll(self) -> None:
+        if self.accelerator.num_processes == 1 and self.should_stop():
+            raise Stopped
+
+    def _micro_batches(self, examples: Sequence[Example] | PackedBatch) -> list[PackedBatch]:
         """This rank's micro-batches. Every rank has equally many: the last ones may weigh nothing."""
+        if isinstance(examples, PackedBatch):
+            return [examples.to(self.device)]
         lengths = [int(example["length"]) for example in examples]
         ranks = balance(lengths, self.accelerator.num_processes)
         packed = [pack([lengths[i] for i in members], self.max_tokens) for members in ranks]
@@ -197,7 +249,10 @@ class Engine:
             collate([examples[ranks[rank][i]] for i in micro]).to(self.device) for micro in packed[rank]
         ]
         missing = max(map(len, packed)) - len(batches)
-        return batches + [collate([_weightless(examples[0])]).to(self.device)] * missing
+        if missing:
+            shortest = min(range(len(lengths)), key=lengths.__getitem__)
+            batches += [collate([_weightless(examples[shortest])]).to(self.device)] * missing
+        return batches
 
     def _step_counts(self, batches: Sequence[PackedBatch]) -> dict[str, Tensor]:
         counts = [self.objective.counts(batch) for batch in batches]
@@ -220,13 +275,16 @@ class Engine:
         # masters collect after every micro-batch, so then every one must be reduced
         if last or self.masters.separate:
             return nullcontext()
-        return self.accelerator.no_sync(self.scorer)
+        scope: AbstractContextManager[Any] = self.accelerator.no_sync(self.scorer)
+        return scope
 
     def _long_enough(self, batch: PackedBatch) -> AbstractContextManager[Any]:
         """Checkpointing for an example longer than the budget, which runs alone."""
         if batch.tokens <= self.max_tokens or self.config.gradient_checkpointing:
             return nullcontext()
-        logger.info("an example of %d tokens exceeds max_tokens=%d: checkpointed", batch.tokens, self.max_tokens)
+        logger.info(
+            "%d tokens in one example exceed max_tokens=%d: checkpointed", batch.tokens, self.max_tokens
+        )
         return _Checkpointed(self.model)
 
     def _clip(self) -> float:
@@ -259,14 +317,12 @@ class Engine:
             Stopped: a stop was asked for.
         """
         self.scorer.eval()
-        total: LossOutput | None = None
+        total = LossOutput({})
         limit = self.config.eval_batch_size
         for start in range(0, len(examples), limit or len(examples)):
             for batch in self._micro_batches(examples[start : start + (limit or len(examples))]):
-                if self.should_stop():
-                    raise Stopped
+                self._poll()
                 total = _added(total, self.objective(self.scorer, batch))
-        assert total is not None
         return self._gathered(total)
 
 
@@ -281,22 +337,24 @@ class _Checkpointed(AbstractContextManager[None]):
         disable_checkpointing(self.model)
 
 
-def _added(total: LossOutput | None, output: LossOutput) -> LossOutput:
+def _added(total: LossOutput, output: LossOutput) -> LossOutput:
     """Two outputs as one, without gradient."""
-    terms = {name: mean.detach() for name, mean in output.terms.items()}
-    metrics = {name: mean.detach() for name, mean in output.metrics.items()}
-    if total is None:
-        return LossOutput(terms, metrics)
-    return LossOutput(
-        {name: total.terms[name] + mean for name, mean in terms.items()},
-        {name: total.metrics[name] + mean for name, mean in metrics.items()},
-    )
+    return LossOutput(_summed(total.terms, output.terms), _summed(total.metrics, output.metrics))
+
+
+def _summed(means: Mapping[str, Mean], more: Mapping[str, Mean]) -> dict[str, Mean]:
+    detached = {name: mean.detach() for name, mean in more.items()}
+    return {**means, **{name: means[name] + m if name in means else m for name, m in detached.items()}}
 
 
 def _tokens(examples: Sequence[Example] | PackedBatch) -> int:
     if isinstance(examples, PackedBatch):
         return examples.tokens
     return sum(int(example["length"]) for example in examples)
+
+
+def _longest(examples: Sequence[Example]) -> int:
+    return max(int(example["length"]) for example in examples)
 
 
 def _weightless(example: Example) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
-from transformers.trainer_utils import SchedulerType
 
 from ftlib.engine.config import TrainConfig
 from ftlib.errors import ConfigError
@@ -35,8 +34,11 @@ class Masters:
             name: weight if _is_wide(weight) else nn.Parameter(weight.detach().float())
             for name, weight in parameters.items()
         }
-        self._narrow = [(self.weights[name], master) for name, master in self.named.items()
-                        if master is not self.weights[name]]
+        self._narrow = [
+            (self.weights[name], master)
+            for name, master in self.named.items()
+            if master is not self.weights[name]
+        ]
 
     @property
     def separate(self) -> bool:
@@ -58,6 +60,10 @@ class Masters:
         for weight, master in self._narrow:
             weight.copy_(master)
 
+    def copies(self) -> dict[str, Tensor]:
+        """The masters' present values, by name."""
+        return {name: master.detach().clone() for name, master in self.named.items()}
+
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set masters and weights from tensors by name."""
@@ -70,31 +76,49 @@ def _is_wide(weight: Tensor) -> bool:
     return weight.dtype in (torch.float32, torch.float64)
 
 
-def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter], learning_rate: float) -> Optimizer:
-    """The configured optimiser; weight decay on tensors of two axes or more only."""
+def make_optimizer(
+    config: TrainConfig, parameters: Mapping[str, nn.Parameter], learning_rate: float
+) -> Optimizer:
+    """The configured optimiser; weight decay on tensors of two axes or more only.
+
+    Raises:
+        ConfigError: the caller's function returns something else.
+    """
     matrices = [weight for weight in parameters.values() if weight.ndim >= 2]
-    others = [weight for weight in parameters.values() if weight.ndim < 2]
+    others = [weight for weight in parameters.values() if weight.ndim < 2]  # biases, norms
     groups: list[dict[str, Any]] = [
         {"params": members, "weight_decay": decay}
-        for members, decay in ((matrices, config.weight_decay), (others, 0.0)) if members
+        for members, decay in ((matrices, config.weight_decay), (others, 0.0))
+        if members
     ]
-    if not isinstance(config.optimizer, str):
-        return config.optimizer(groups, learning_rate)
-    return AdamW(groups, lr=learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    if isinstance(config.optimizer, str):
+        return AdamW(groups, lr=learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    made = config.optimizer(groups, learning_rate)
+    if not isinstance(made, Optimizer):
+        raise ConfigError(f"optimizer: expected a torch optimizer from your function, got {made!r:.80}.")
+    return made
 
 
 def make_schedule(config: TrainConfig, optimizer: Optimizer, steps: int) -> LRScheduler:
     """The configured schedule over `steps` optimiser steps.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: a name that needs settings of its own, or the caller's function returns something else.
     """
     if not isinstance(config.schedule, str):
-        return config.schedule(optimizer, steps)
+        made = config.schedule(optimizer, steps)
+        if not isinstance(made, LRScheduler):
+            raise ConfigError(f"schedule: expected a torch LRScheduler from your function, got {made!r:.80}.")
+        return made
     warmup = int(config.warmup) if config.warmup >= 1 else round(config.warmup * steps)
     name = "constant_with_warmup" if config.schedule == "constant" and warmup else config.schedule
-    known = [kind.value for kind in SchedulerType]
-    if name not in known:
-        raise ConfigError(f"schedule: expected a function or one of {known}, got {config.schedule!r}.")
-    schedule: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    try:
+        schedule: LRScheduler = get_scheduler(
+            name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"schedule: {name!r} needs settings of its own: {error} "
+            "Give a function of (optimizer, steps) that makes it."
+        ) from error
     return schedule

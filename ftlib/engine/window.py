@@ -1,4 +1,4 @@
-"""The steps since the last logged row, as sums and counts, so that a row is a mean and not a mean of means."""
+"""The steps since the last logged row, as sums and counts: a row is a mean, never a mean of means."""
 
 from __future__ import annotations
 
@@ -49,11 +49,15 @@ class LogWindow:
     def row(self) -> dict[str, float]:
         """Means over the window; gradient norm and learning rate of its last step."""
         means = {name: total / count if count else math.nan for name, (total, count) in self.sums.items()}
-        terms = {name.removeprefix("terms/"): mean for name, mean in means.items() if name.startswith("terms/")}
+        terms = {
+            name.removeprefix("terms/"): mean for name, mean in means.items() if name.startswith("terms/")
+        }
         row = {"loss": sum(terms.values())}
         if len(terms) > 1:
             row |= {f"loss_{name}": mean for name, mean in terms.items()}
-        row |= {name.removeprefix("metrics/"): mean for name, mean in means.items() if name.startswith("metrics/")}
+        row |= {
+            name.removeprefix("metrics/"): mean for name, mean in means.items() if name.startswith("metrics/")
+        }
         return row | {"grad_norm": self.grad_norm, "learning_rate": self.learning_rate}
 
     def speed(self) -> float:
@@ -62,8 +66,12 @@ class LogWindow:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"sums": self.sums, "grad_norm": self.grad_norm, "learning_rate": self.learning_rate,
-                "tokens": self.tokens}
+        return {
+            "sums": self.sums,
+            "grad_norm": self.grad_norm,
+            "learning_rate": self.learning_rate,
+            "tokens": self.tokens,
+        }
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> LogWindow:

@@ -29,7 +29,8 @@ class SFT:
         >>> import torch
         >>> from ftlib.batches import Group
         >>> from ftlib.data import collate
-        >>> group = Group(torch.tensor([5]), torch.zeros(1), (torch.tensor([6, 7]),), (torch.tensor([1.0, 0.5]),))
+        >>> ids, weights = torch.tensor([6, 7]), torch.tensor([1.0, 0.5])
+        >>> group = Group(torch.tensor([5]), torch.zeros(1), (ids,), (weights,))
         >>> SFT().counts(collate([group]))
         {'nll': tensor(1.5000)}
     """
@@ -39,5 +40,6 @@ class SFT:
         return {"nll": batch.weights_N.sum()}
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> LossOutput:
+        """Sum and count of the weighted losses."""
         losses_N = nll(forward(model, batch).logprobs_N)
         return LossOutput({"nll": Mean((batch.weights_N * losses_N).sum(), batch.weights_N.sum())})

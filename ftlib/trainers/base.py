@@ -1,22 +1,21 @@
 """The loop every supervised trainer shares. `train()` is a loop over `step()`.
 
 A subclass says what is minimised (`default_objective`) and how records are encoded
-(`default_encoder`); everything else is here or one call away in `ftlib.engine`.
+(`default_encoder`); everything else is here or one call away: the step in `ftlib.engine`, checkpoints
+in `ftlib.trainers.checkpoints`.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 
 from ftlib.adapters import model_capabilities
@@ -25,34 +24,33 @@ from ftlib.batches import PackedBatch
 from ftlib.data.encode import Encoder
 from ftlib.data.sampler import StepSampler
 from ftlib.engine.callbacks import CallbackDispatcher, training_arguments, update_best
-from ftlib.engine.changes import refuse_changes
-from ftlib.engine.checkpoint import CheckpointStore
 from ftlib.engine.config import TrainConfig
-from ftlib.engine.determinism import StopFlag, forked_rng, modes, rng_scope, stop_signals
-from ftlib.engine.engine import Engine, Stopped
-from ftlib.engine.lock import RunLock
-from ftlib.engine.manifest import newest_valid, verify, versions
+from ftlib.engine.determinism import (
+    StopFlag,
+    capture_rng,
+    forked_rng,
+    modes,
+    restore_rng,
+    rng_scope,
+    stop_signals,
+)
+from ftlib.engine.engine import Engine, RandomState, Stopped
 from ftlib.engine.progress import ProgressCallback
 from ftlib.engine.window import LogWindow, peak_memory, step_row
 from ftlib.errors import ConfigError
-from ftlib.evaluation.generation import decode, generate
+from ftlib.evaluation import decode, generate, perplexity
 from ftlib.export import save
 from ftlib.objectives import Objective
-from ftlib.trainers import snapshot
 from ftlib.trainers.card import card_data
-from ftlib.trainers.inputs import (
-    AnyAdapter,
-    context_length,
-    data_fingerprint,
-    encode,
-    resolve_model,
-    weights_fingerprint,
-)
+from ftlib.trainers.checkpoints import Checkpoints
+from ftlib.trainers.identity import adapter_settings, data_fingerprint, plain, weights_fingerprint
+from ftlib.trainers.inputs import AnyAdapter, context_length, encode, resolve_model
 from ftlib.trainers.result import TrainResult
+from ftlib.trainers.snapshot import Boundary, Counters
 
 __all__ = ["Trainer"]
 
-logger = logging.getLogger(__name__)
+_REQUESTS = ("should_log", "should_evaluate", "should_save")  # what a step boundary may owe
 
 
 class Trainer:
@@ -90,13 +88,8 @@ class Trainer:
         self.config = config or TrainConfig()
         self.model, self.tokenizer = resolve_model(model, tokenizer, adapter)
         self._encoder: Encoder | None = None
-        limit = context_length(self.model)
-        self.train_data = encode(train_dataset, lambda: self.encoder, limit, name="train_dataset")
-        self.eval_data = (
-            None
-            if eval_dataset is None
-            else encode(eval_dataset, lambda: self.encoder, limit, name="eval_dataset")
-        )
+        self.train_data = self._encoded(train_dataset, "train_dataset")
+        self.eval_data = None if eval_dataset is None else self._encoded(eval_dataset, "eval_dataset")
         if self.config.eval_steps is not None and self.eval_data is None:
             raise ConfigError("trainer: eval_steps has no effect without data. Give eval_dataset.")
         self.sampler = StepSampler(
@@ -116,14 +109,14 @@ class Trainer:
             self.learning_rate,
             should_stop=lambda: self._flag.stopped_by is not None,
         )
-        self.boundary = snapshot.Boundary()
-        self._flag = StopFlag()
-        self._store: CheckpointStore | None = None
-        self._best_weights: dict[str, torch.Tensor] | None = None
-        self._base_hash: str | None = None
-        self._resumed_from: Path | None = None
-        self._saved_step: int | None = None
+        self.boundary = Boundary()
         self.callbacks = self._dispatcher(callbacks)
+        self.checkpoints = Checkpoints(
+            self.model, self.engine, self.sampler, self.callbacks, identity=self._identity
+        )
+        self._flag = StopFlag()
+        self._random: RandomState | None = None  # where an earlier `train()` left the generators
+        self._best_weights: dict[str, Tensor] | None = None  # without a folder to keep them in
         self.callbacks.dispatch("on_init_end")
 
     # -- what a subclass says ------------------------------------------------------------------
@@ -143,10 +136,12 @@ class Trainer:
     ) -> TrainResult:
         """Train to the planned number of steps, or until a signal, a callback or `stop()` ends it.
 
+        Called again after a stop, it goes on from the weights the model has.
+
         Args:
             resume: True goes on from the newest checkpoint in `output_dir` that verifies, and starts
                 fresh (saying so) where there is none; a path goes on from exactly that one.
-            allow_changes: settings that may differ from the checkpoint's.
+            allow_changes: settings that may differ from the checkpoint's; the present ones then count.
 
         Returns:
             History, final numbers, and what stopped the run early.
@@ -156,19 +151,14 @@ class Trainer:
             NonFiniteError: see `TrainConfig.on_nonfinite`.
         """
         with self._run(resume, allow_changes):
-            began, tokens_before = time.perf_counter(), self.boundary.counters.tokens
-            while self.boundary.counters.step < self.steps and not self._asked_to_stop():
-                cursor = self.sampler.state_dict()
-                rows = [self.train_data[index] for index in self.sampler.next_batch()]
-                try:
-                    self._train_step(rows)
-                except Stopped:  # weights and random states are those of the last boundary
-                    self.sampler.load_state_dict(cursor)
-                    break
-                self._report_and_save()
-            seconds = time.perf_counter() - began
+            before = replace(self.boundary.counters)
+            with suppress(Stopped):  # a step, or an evaluation, left for the next run
+                self._report_and_save()  # what a stop left owing at this boundary
+                while self.boundary.counters.step < self.steps and not self._asked_to_stop():
+                    self._train_step()
+                    self._report_and_save()
             self._finish()
-        return self._result(seconds, self.boundary.counters.tokens - tokens_before)
+        return self._result(before)
 
     def step(self, batch: PackedBatch | Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """One optimiser step.
@@ -180,7 +170,7 @@ class Trainer:
             ``{"step", "loss", "grad_norm", "learning_rate", "tokens", ...}`` of this step.
         """
         if not isinstance(batch, PackedBatch):
-            data = encode(batch, lambda: self.encoder, context_length(self.model), name="step")
+            data = self._encoded(batch, "step")
             batch = [data[index] for index in range(len(data))]
         result = self.engine.step(batch)
         counters = self.boundary.counters
@@ -190,31 +180,34 @@ class Trainer:
         self.boundary.window.add(result)
         return {"step": counters.step, **step_row(result), "tokens": counters.tokens}
 
-    def _train_step(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        began = time.perf_counter()
+    def _train_step(self) -> None:
+        """The next step of the plan, and what it makes due."""
+        began, cursor = time.perf_counter(), self.sampler.state_dict()
+        if cursor["offset"] == 0:
+            self.callbacks.dispatch("on_epoch_begin")
         self.callbacks.dispatch("on_step_begin")
-        self.step(rows)
+        try:
+            self.step([self.train_data[index] for index in self.sampler.next_batch()])
+        except BaseException:
+            self.sampler.load_state_dict(cursor)  # its examples were not trained on
+            raise
         self.boundary.counters.seconds += time.perf_counter() - began
-        self.state.global_step = self.boundary.counters.step
-        self.state.epoch = self._epoch()
-        self.state.num_input_tokens_seen = self.boundary.counters.tokens
+        self._tell_state()
+        step, config, control = self.boundary.counters.step, self.config, self.callbacks.control
+        last = step == self.steps
+        control.should_log |= last or _due(step, config.log_steps)
+        control.should_evaluate |= _due(step, config.eval_steps) or (last and config.eval_steps is not None)
+        control.should_save |= _due(step, config.save_steps)
         self.callbacks.dispatch("on_step_end")
         if self.sampler.state_dict()["offset"] == 0:
             self.callbacks.dispatch("on_epoch_end")
 
     def _report_and_save(self) -> None:
-        step, config, control = self.boundary.counters.step, self.config, self.callbacks.control
-        last = step == self.steps
-        if step % config.log_steps == 0 or last or control.should_log:
+        """What is due at this step boundary, by the plan or at a callback's request."""
+        if self.callbacks.control.should_log and self.boundary.window.sums:
             self._log()
-        best = False
-        if (
-            _due(step, config.eval_steps)
-            or control.should_evaluate
-            or (last and config.eval_steps is not None)
-        ):
-            best = self._evaluate_and_log()
-        if _due(step, config.save_steps) or control.should_save or (best and config.load_best):
+        best = self.callbacks.control.should_evaluate and self._evaluate_and_log()
+        if self.callbacks.control.should_save or (best and self.config.load_best):
             self._save(best=best)
 
     def _log(self) -> None:
@@ -231,15 +224,15 @@ class Trainer:
         self._record(row)
 
     def _evaluate_and_log(self) -> bool:
+        """Whether this is the best evaluation so far."""
         metrics = self.evaluate()
         self.callbacks.dispatch("on_evaluate", metrics=metrics)
         self._record({"step": self.boundary.counters.step, **metrics})
         best = update_best(self.callbacks.args, self.state, metrics)
         if best:
             self.boundary.best = {"metric": self.state.best_metric, "step": self.state.best_global_step}
-            if self.config.load_best and self._store is None:
-                masters = self.engine.masters.named
-                self._best_weights = {name: weight.detach().clone() for name, weight in masters.items()}
+            if self.config.load_best and self.config.output_dir is None:
+                self._best_weights = self.engine.masters.copies()
         return best
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -247,13 +240,20 @@ class Trainer:
         self.state.log_history.append(row)
         self.callbacks.dispatch("on_log", logs=dict(row))
 
+    def _save(self, *, best: bool = False) -> None:
+        control = self.callbacks.control
+        control.should_save = False
+        self.boundary.owing = [name for name in _REQUESTS if getattr(control, name)]
+        if self.checkpoints.save(self.boundary, best=best):
+            self.callbacks.dispatch("on_save")
+
     def _finish(self) -> None:
-        if self.boundary.counters.step == self.steps and self.boundary.window.sums:
-            self._log()
-        if self._saved_step != self.boundary.counters.step:
+        if self.checkpoints.saved_step != self.boundary.counters.step:
             self._save()
-        if self.config.load_best:
-            self._load_best()
+        if self.config.load_best and self._best_weights is not None:
+            self.engine.masters.load(self._best_weights)
+        elif self.config.load_best and self.boundary.best["step"] is not None:
+            self.checkpoints.load_best(self.boundary.best["step"])
         self.callbacks.dispatch("on_train_end")
 
     # -- what surrounds the loop ---------------------------------------------------------------
@@ -262,19 +262,15 @@ class Trainer:
     def _run(self, resume: bool | str | Path | None, allow_changes: Sequence[str]) -> Iterator[None]:
         """Lock, random states, signals, modes and callbacks of one run; all given back on exit."""
         with ExitStack() as scope:
-            if self.config.output_dir is not None and self.engine.accelerator.is_main_process:
-                scope.enter_context(RunLock(self.config.output_dir))
-            scope.enter_context(rng_scope(self.config.seed))
+            scope.enter_context(self.checkpoints.lock())
+            # dropout differs between ranks, as it does between the examples of one
+            scope.enter_context(rng_scope(self.config.seed + self.engine.accelerator.process_index))
             scope.enter_context(modes(self.model))
             self._flag = scope.enter_context(stop_signals())
-            run_id = self._resume(resume, allow_changes) or uuid.uuid4().hex[:12]
-            if self.config.output_dir is not None and self.engine.accelerator.is_main_process:
-                self._store = CheckpointStore(
-                    self.config.output_dir,
-                    run_id=run_id,
-                    keep=self.config.keep_checkpoints,
-                    resumed_from=self._resumed_from,
-                )
+            scope.callback(self._progress.close)
+            if self._random is not None:
+                restore_rng(*self._random)
+            self._resume(resume, allow_changes)
             self.boundary.window.started = time.perf_counter()
             self.callbacks.dispatch("on_train_begin")
             try:
@@ -282,104 +278,66 @@ class Trainer:
             except Exception as error:
                 error.add_note(f"in training step {self.boundary.counters.step + 1} of {self.steps}")
                 raise
+            finally:
+                self._random = capture_rng()
 
-    def _resume(self, resume: bool | str | Path | None, allow_changes: Sequence[str]) -> str | None:
-        """Set the state of a checkpoint; its run id, or None for a fresh start."""
-        self._resumed_from = self._checkpoint_to_resume(resume)
-        if self._resumed_from is None:
-            return None
-        manifest = verify(self._resumed_from)
-        refuse_changes(
-            manifest["config"], self._identity(), allow_changes=allow_changes, where=str(self._resumed_from)
-        )
-        self._saved_step = manifest["step"]
-        self.boundary, remembered = snapshot.read(self._resumed_from, self.engine, self.sampler)
-        self.callbacks.restore_states(remembered)
-        self.state.global_step = self.boundary.counters.step
-        self.state.epoch = self._epoch()
-        self.state.log_history = list(self.boundary.history)
-        self.state.best_metric = self.boundary.best["metric"]
-        self.state.best_global_step = self.boundary.best["step"]
-        logger.info("resuming from %s at step %d", self._resumed_from, self.boundary.counters.step)
-        return str(manifest["run_id"])
-
-    def _checkpoint_to_resume(self, resume: bool | str | Path | None) -> Path | None:
-        if resume is None or resume is False:
-            return None
-        if resume is not True:
-            return Path(resume)
-        if self.config.output_dir is None:
-            raise ConfigError("train: resume=True has no folder to look in. Set TrainConfig.output_dir.")
-        found = newest_valid(self.config.output_dir)
-        for path, reason in found.skipped:
-            logger.warning("passed over the checkpoint %s: %s", path, reason)
-        if found.path is None:
-            logger.warning("no checkpoint in %s to resume from: starting fresh", self.config.output_dir)
-        return found.path
+    def _resume(self, resume: bool | str | Path | None, allow_changes: Sequence[str]) -> None:
+        boundary = self.checkpoints.resume(resume, allow_changes)
+        if boundary is None:
+            return
+        self.boundary = boundary
+        self._tell_state()
+        self.state.log_history = list(boundary.history)
+        self.state.best_metric = boundary.best["metric"]
+        self.state.best_global_step = boundary.best["step"]
+        for request in boundary.owing:
+            setattr(self.callbacks.control, request, True)
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on: settings, data and frozen weights."""
-        if self._base_hash is None:
-            self._base_hash = weights_fingerprint(self.model)
         return {
             **self.config.identity(),
             "learning_rate": self.learning_rate,
+            "objective": plain(self.engine.objective),
+            "adapter": adapter_settings(self.model),
             "data": data_fingerprint(self.train_data),
-            "base_weights": self._base_hash,
+            "base_weights": weights_fingerprint(self.model),
         }
 
-    def _save(self, *, best: bool = False) -> None:
-        """A checkpoint of the present step boundary, in `output_dir`."""
-        if self._store is None:
-            return
-
-        def write(folder: Path) -> None:
-            self.model.save_pretrained(str(folder), safe_serialization=True)
-            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-            snapshot.write(folder, self.engine, self.sampler, self.boundary, self.callbacks.states())
-
-        manifest = {"config": self._identity(), "versions": versions()}
-        path = self._store.save(
-            self.boundary.counters.step,
-            write,
-            manifest=manifest,
-            expected_bytes=snapshot.expected_bytes(self.engine),
-            best=best,
-        )
-        self._saved_step = self.boundary.counters.step
-        logger.info("saved %s", path)
-        self.callbacks.dispatch("on_save")
-
-    def _load_best(self) -> None:
-        if self._best_weights is not None:
-            self.engine.masters.load(self._best_weights)
-        elif self._store is not None and self.boundary.best["step"] is not None:
-            step = self.boundary.best["step"]
-            folders = [path for path in self._store.folder.glob(f"checkpoint-{step:08d}*")]
-            snapshot.load_weights(folders[0], self.engine)
-
     def _asked_to_stop(self) -> bool:
+        """On every rank as soon as on one."""
         if self._flag.stopped_by is None and self.callbacks.control.should_training_stop:
             self._flag.stopped_by = "callback"
-        return self._flag.stopped_by is not None
+        stopping = self.engine.agreed(self._flag.stopped_by is not None)
+        if stopping and self._flag.stopped_by is None:
+            self._flag.stopped_by = "another rank"
+        return stopping
 
     def stop(self) -> None:
         """Ask a running `train()` to save and return; from a callback, another thread or a notebook."""
         self._flag.stopped_by = self._flag.stopped_by or "stop()"
 
-    def _result(self, seconds: float, tokens: int) -> TrainResult:
+    def _result(self, before: Counters) -> TrainResult:
+        counters, best = self.boundary.counters, self.boundary.best
         losses = [row["loss"] for row in self.boundary.history if "loss" in row]
         metrics = {
             "loss": losses[-1] if losses else math.nan,
-            **asdict(self.boundary.counters),
-            "steps": self.boundary.counters.step,
-            "tokens_per_second": tokens / max(seconds, 1e-9),
+            "steps": counters.step,
+            **{name: value for name, value in asdict(counters).items() if name != "step"},
+            "skipped_steps": self.engine.skipped,
+            "tokens_per_second": (counters.tokens - before.tokens)
+            / max(counters.seconds - before.seconds, 1e-9),
             "peak_memory_bytes": peak_memory(self.engine.device),
         }
-        del metrics["step"]
-        if self.boundary.best["step"] is not None:
-            metrics |= {"best_metric": self.boundary.best["metric"], "best_step": self.boundary.best["step"]}
+        if best["step"] is not None:
+            metrics |= {"best_metric": best["metric"], "best_step": best["step"]}
         return TrainResult(list(self.boundary.history), metrics, self._flag.stopped_by)
+
+    def _tell_state(self) -> None:
+        """What callbacks read in `TrainerState`."""
+        self.state.global_step = self.boundary.counters.step
+        self.state.num_input_tokens_seen = self.boundary.counters.tokens
+        self.state.epoch = self._epoch()
 
     def _epoch(self) -> float:
         return self.boundary.counters.examples / len(self.train_data)
@@ -397,9 +355,10 @@ class Trainer:
             is_local_process_zero=self.engine.accelerator.is_local_main_process,
             is_world_process_zero=self.engine.accelerator.is_main_process,
         )
-        shown = [] if self.config.progress == "off" else [ProgressCallback(surface=self.config.progress)]
+        shown = self.config.progress
+        self._progress = ProgressCallback(surface="auto" if shown == "off" else shown, disable=shown == "off")
         return CallbackDispatcher(
-            [*shown, *callbacks],
+            [self._progress, *callbacks],
             self.model,
             self.tokenizer,
             arguments,
@@ -423,10 +382,13 @@ class Trainer:
             ConfigError: there is no tokenizer.
         """
         if self._encoder is None:
-            if self.tokenizer is None:
-                raise ConfigError("trainer: records and prompts need a tokenizer. Give tokenizer=.")
-            self._encoder = self.default_encoder(self.tokenizer)
+            self._encoder = self.default_encoder(self._tokenizer())
         return self._encoder
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise ConfigError("trainer: records and prompts need a tokenizer. Give tokenizer=.")
+        return self.tokenizer
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Loss and metrics on `dataset`, or on the trainer's `eval_dataset`. Changes nothing.
@@ -434,7 +396,7 @@ class Trainer:
         Returns:
             ``{"eval_loss", "eval_perplexity", ...}``; the perplexity is ``exp(eval_loss)``.
         """
-        data = self.eval_data if dataset is None else self._encode(dataset, "evaluate")
+        data = self.eval_data if dataset is None else self._encoded(dataset, "evaluate")
         if data is None:
             raise ConfigError(
                 "evaluate: expected data, got none. Give a dataset here or eval_dataset to the trainer."
@@ -443,16 +405,20 @@ class Trainer:
             output = self.engine.evaluate([data[index] for index in range(len(data))])
         loss = sum(float(mean.value) for mean in output.terms.values())
         metrics = {f"eval_{name}": float(mean.value) for name, mean in output.metrics.items()}
-        return {"eval_loss": loss, "eval_perplexity": _exp(loss), **metrics}
+        return {"eval_loss": loss, "eval_perplexity": perplexity(loss), **metrics}
 
     def predict(self, dataset: Any) -> list[dict[str, float]]:
         """Loss and trained weight of each example, in order."""
-        data = self._encode(dataset, "predict")
+        data = self._encoded(dataset, "predict")
         rows = []
         with forked_rng(), modes(self.model):
             for index in range(len(data)):
-                (mean,) = self.engine.evaluate([data[index]]).terms.values()
-                rows.append({"loss": float(mean.value), "weight": float(mean.count)})
+                terms = self.engine.evaluate([data[index]]).terms.values()
+                loss, weight = (
+                    sum(float(mean.value) for mean in terms),
+                    sum(float(mean.count) for mean in terms),
+                )
+                rows.append({"loss": loss, "weight": weight})
         return rows
 
     def generate(
@@ -471,18 +437,19 @@ class Trainer:
             do_sample: greedy when False.
             generation_options: of transformers' `GenerationConfig`, such as temperature.
         """
+        tokenizer = self._tokenizer()
         encoded = [self.encoder.encode_prompt(prompt) for prompt in prompts]
         stops = self.encoder.stop_ids
         ids = generate(
             self.model,
-            self.tokenizer,
+            tokenizer,
             encoded,
             stop_ids=stops,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             **generation_options,
         )
-        return decode(self.tokenizer, ids, stop_ids=stops)
+        return decode(tokenizer, ids, stop_ids=stops)
 
     def save(self, folder: str | Path, *, samples: bool = True) -> Path:
         """The trained thing: adapter or model, tokenizer, model card.
@@ -505,16 +472,9 @@ class Trainer:
         )
         return save(folder, self.model, self.tokenizer, card=card)
 
-    def _encode(self, dataset: Any, name: Literal["evaluate", "predict"]) -> Any:
-        return encode(dataset, lambda: self.encoder, context_length(self.model), name=name)
+    def _encoded(self, data: Any, name: str) -> Any:
+        return encode(data, lambda: self.encoder, context_length(self.model), name=name)
 
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _exp(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlib.engine.config import TrainConfig
 from ftlib.export import CardData
-from ftlib.trainers.inputs import data_fingerprint
+from ftlib.trainers.identity import data_fingerprint
 
 __all__ = ["card_data"]
 

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftConfig
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ftlib import adapters
-from ftlib.adapters import Adapter
 from ftlib.adapters.attach import AnyModel
 from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
 from ftlib.errors import ConfigError, DataError
-from ftlib.models.load import load
+from ftlib.models.load import AnyAdapter, load
 from ftlib.models.parts import inner_model
 
-__all__ = ["AnyAdapter", "context_length", "data_fingerprint", "encode", "resolve_model", "weights_fingerprint"]
+__all__ = ["AnyAdapter", "context_length", "encode", "resolve_model"]
 
-AnyAdapter = Adapter | PeftConfig | str | Path
-SHOWN = 20
+SHOWN = 20  # rows named in an error
 
 
 def resolve_model(
@@ -64,13 +58,18 @@ def encode(
     if len(data) == 0:
         raise DataError(f"{name}: expected at least one example, got none.", code="empty_data")
     _check_lengths(data, limit, name)
-    return data  # type: ignore[no-any-return]
+    return data
 
 
 def _encoded(data: Any) -> bool:
     if isinstance(data, Dataset):
         return "continuation_ids" in data.column_names
-    return isinstance(data, Sequence) and bool(data) and isinstance(data[0], Mapping) and "continuation_ids" in data[0]
+    return (
+        isinstance(data, Sequence)
+        and bool(data)
+        and isinstance(data[0], Mapping)
+        and "continuation_ids" in data[0]
+    )
 
 
 def _check_lengths(data: Any, limit: int | None, name: str) -> None:
@@ -80,8 +79,8 @@ def _check_lengths(data: Any, limit: int | None, name: str) -> None:
         sources = [f"{data[index]['source']} ({lengths[index]} tokens)" for index in long[:SHOWN]]
         more = f" (+{len(long) - SHOWN} more)" if len(long) > SHOWN else ""
         raise DataError(
-            f"{name}: expected examples within the model's context of {limit} tokens, got {', '.join(sources)}{more}. "
-            "Give an Encoder with max_length and an overflow policy.",
+            f"{name}: expected examples within the model's context of {limit} tokens, got "
+            f"{', '.join(sources)}{more}. Give an Encoder with max_length and an overflow policy.",
             code="too_long",
         )
 
@@ -91,26 +90,3 @@ def context_length(model: AnyModel) -> int | None:
     text = inner_model(model).config.get_text_config(decoder=True)
     limit = getattr(text, "max_position_embeddings", None)
     return None if limit is None else int(limit)
-
-
-def data_fingerprint(data: Dataset | Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 over ids and weights in order."""
-    digest = hashlib.sha256()
-    for example in data:
-        parts = [example["prefix_ids"], *example["continuation_ids"]]
-        weights = [example["prefix_weights"], *example["continuation_weights"]]
-        digest.update(np.asarray([len(part) for part in parts], dtype=np.int64).tobytes())
-        for part, weight in zip(parts, weights, strict=True):
-            digest.update(np.asarray(part, dtype=np.int64).tobytes())
-            digest.update(np.asarray(weight, dtype=np.float32).tobytes())
-    return digest.hexdigest()
-
-
-def weights_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 over the frozen weights, by name."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if not weight.requires_grad:
-            digest.update(name.encode())
-            digest.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

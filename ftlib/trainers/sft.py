@@ -15,10 +15,12 @@ __all__ = ["SFTTrainer"]
 
 @final
 class SFTTrainer(Trainer):
-    __doc__ = (Trainer.__doc__ or "").replace(
-        "Supervised training on one device or several ranks. Use a subclass.",
-        "Minimises the weighted negative log-likelihood of the trained tokens.",
-    )
+    """Minimises the weighted negative log-likelihood of the trained tokens. Arguments: see `Trainer`.
+
+    Example:
+        >>> trainer = SFTTrainer(model, records, tokenizer=tokenizer)  # doctest: +SKIP
+        >>> trainer.train().metrics["loss"]  # doctest: +SKIP
+    """
 
     def default_objective(self) -> Objective:
         """`objectives.SFT`."""

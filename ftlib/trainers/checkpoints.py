@@ -1,0 +1,168 @@
+"""The checkpoints of one trainer: found, refused or resumed, saved, and the best one looked up.
+
+Every rank reads; the first one writes, and the others wait until it has.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, final
+
+from ftlib.adapters.attach import AnyModel
+from ftlib.data.sampler import StepSampler
+from ftlib.engine.callbacks import CallbackDispatcher
+from ftlib.engine.changes import differences, refuse_changes
+from ftlib.engine.checkpoint import CheckpointStore
+from ftlib.engine.engine import Engine
+from ftlib.engine.lock import RunLock
+from ftlib.engine.manifest import PREFIX, newest_valid, read_manifest, verify
+from ftlib.errors import CheckpointError, ConfigError
+from ftlib.export.save import save_weights
+from ftlib.trainers import snapshot
+from ftlib.trainers.identity import machine
+from ftlib.trainers.snapshot import Boundary
+
+__all__ = ["Checkpoints"]
+
+logger = logging.getLogger(__name__)
+
+
+@final
+class Checkpoints:
+    """What a run leaves in its `output_dir`; without one, nothing is written.
+
+    Args:
+        model: whose exported weights go into each checkpoint.
+        engine: weights, moments, schedule and random states.
+        sampler: the data cursor.
+        callbacks: whose memory is kept.
+        identity: the settings, data and frozen weights that must not change; asked for once.
+    """
+
+    def __init__(
+        self,
+        model: AnyModel,
+        engine: Engine,
+        sampler: StepSampler,
+        callbacks: CallbackDispatcher,
+        identity: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self.model = model
+        self.engine = engine
+        self.sampler = sampler
+        self.callbacks = callbacks
+        self.folder = None if engine.config.output_dir is None else Path(engine.config.output_dir)
+        self.saved_step: int | None = None  # of the last checkpoint written or resumed from
+        self._make_identity = identity
+        self._identity: Mapping[str, Any] | None = None
+        self._run_id = engine.from_first_rank(uuid.uuid4().hex[:12])
+        self._resumed_from: Path | None = None
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Owns the output folder for as long as it is entered."""
+        writes = self.folder is not None and self.engine.accelerator.is_main_process
+        return RunLock(self.folder) if writes and self.folder is not None else nullcontext()
+
+    def resume(self, which: bool | str | Path | None, allow_changes: Sequence[str]) -> Boundary | None:
+        """Set the state of a checkpoint, and say where it stood; None for a fresh start.
+
+        Args:
+            which: None, True for the newest that verifies, or a folder.
+            allow_changes: settings that may differ from the checkpoint's; the present ones count.
+
+        Raises:
+            CheckpointError: it fails verification, or was made with other settings or data.
+            ConfigError: True without an output folder.
+        """
+        path = self._to_resume(which)
+        if path is None:
+            return None
+        manifest = verify(path)
+        identity = self._settings()
+        refuse_changes(manifest["config"], identity, allow_changes=allow_changes, where=str(path))
+        if differing := differences(manifest["machine"], machine(self.engine)):
+            logger.warning("%s: bit-identical results are not promised:\n%s", path, differing)
+        changed = bool(differences(manifest["config"], identity))
+        boundary, remembered = snapshot.read(path, self.engine, self.sampler, changed=changed)
+        self.callbacks.restore_states(remembered)
+        self._run_id, self._resumed_from, self.saved_step = manifest["run_id"], path, manifest["step"]
+        logger.info("resuming from %s at step %d", path, boundary.counters.step)
+        return boundary
+
+    def save(self, boundary: Boundary, *, best: bool = False) -> bool:
+        """Write a checkpoint of this step boundary; False where there is no folder. Every rank takes part.
+
+        Raises:
+            CheckpointError: it could not be written; earlier ones are untouched.
+        """
+        if self.folder is None:
+            return False
+        random_states = self.engine.rng_states()
+
+        def write(folder: Path) -> None:
+            save_weights(folder, self.model)
+            states = self.callbacks.states()
+            snapshot.write(folder, self.engine, self.sampler, boundary, states, random_states)
+
+        if self.engine.accelerator.is_main_process:
+            store = CheckpointStore(
+                self.folder,
+                run_id=self._run_id,
+                keep=self.engine.config.keep_checkpoints,
+                resumed_from=self._resumed_from,
+            )
+            path = store.save(
+                boundary.counters.step,
+                write,
+                manifest={"config": self._settings(), "machine": machine(self.engine)},
+                expected_bytes=snapshot.expected_bytes(self.engine),
+                best=best,
+            )
+            logger.info("saved %s", path)
+        self.engine.accelerator.wait_for_everyone()
+        self.saved_step = boundary.counters.step
+        return True
+
+    def load_best(self, step: int) -> None:
+        """Set the trained weights to those of this run's best checkpoint.
+
+        Raises:
+            CheckpointError: it is no longer there, or fails verification.
+        """
+        folder = self._resumed_from.parent if self.folder is None and self._resumed_from else self.folder
+        for path in sorted(() if folder is None else folder.glob(f"{PREFIX}*"), reverse=True):
+            try:
+                manifest = read_manifest(path)
+            except CheckpointError:  # not known to be ours
+                continue
+            if manifest["run_id"] == self._run_id and manifest["step"] == step and manifest["best"]:
+                verify(path)
+                snapshot.load_weights(path, self.engine)
+                return
+        raise CheckpointError(
+            f"{folder}: expected the best checkpoint, of step {step}, got none of this run. "
+            "It was deleted; train without load_best to keep the weights of the last step."
+        )
+
+    def _to_resume(self, which: bool | str | Path | None) -> Path | None:
+        if which is None or which is False:
+            return None
+        if which is not True:
+            return Path(which)
+        if self.folder is None:
+            raise ConfigError("train: resume=True has no folder to look in. Set TrainConfig.output_dir.")
+        found = newest_valid(self.folder)
+        for path, reason in found.skipped:
+            logger.warning("passed over the checkpoint %s: %s", path, reason)
+        if found.path is None:
+            logger.warning("no checkpoint in %s to resume from: starting fresh", self.folder)
+        return found.path
+
+    def _settings(self) -> Mapping[str, Any]:
+        if self._identity is None:
+            self._identity = self._make_identity()
+        return self._identity

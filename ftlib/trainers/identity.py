@@ -1,0 +1,84 @@
+"""What must be the same for a run to go on from a checkpoint, and what may differ with a warning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from ftlib.adapters.attach import AnyModel
+from ftlib.engine.engine import Engine
+from ftlib.engine.manifest import versions
+
+__all__ = ["adapter_settings", "data_fingerprint", "machine", "plain", "weights_fingerprint"]
+
+# Of a peft configuration: where it came from and what it is used for, not what it computes.
+_PROVENANCE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
+
+
+def data_fingerprint(data: Dataset | Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 over ids and weights in order."""
+    digest = hashlib.sha256()
+    for example in data:
+        parts = [example["prefix_ids"], *example["continuation_ids"]]
+        weights = [example["prefix_weights"], *example["continuation_weights"]]
+        digest.update(np.asarray([len(part) for part in parts], dtype=np.int64).tobytes())
+        for part, weight in zip(parts, weights, strict=True):
+            digest.update(np.asarray(part, dtype=np.int64).tobytes())
+            digest.update(np.asarray(weight, dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """SHA-256 over the frozen weights, by name."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        if not weight.requires_grad:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def adapter_settings(model: AnyModel) -> dict[str, Any] | None:
+    """The active adapter's configuration as plain values; None for a model without one."""
+    if isinstance(model, PreTrainedModel):
+        return None
+    settings = model.active_peft_config.to_dict()
+    return {name: plain(value) for name, value in settings.items() if name not in _PROVENANCE}
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON holds it, the same in every process: functions and objects by name, sets sorted."""
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
+        return value
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {"": type(value).__qualname__, **named}
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def machine(engine: Engine) -> dict[str, Any]:
+    """Versions and hardware: where these differ, a resumed run is right but not bit for bit the same."""
+    dtypes = sorted({str(weight.dtype) for weight in engine.model.parameters()})
+    return {
+        "device": engine.device.type,
+        "dtypes": dtypes,
+        "ranks": engine.accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        **versions(),
+    }
