@@ -75,7 +75,7 @@ def load_adapter(
     config.inference_mode = not trainable
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), name, is_trainable=trainable, peft_config=config)
-        model.set_adapter(name)
+        model.set_adapter(name, inference_mode=not trainable)
         return model
     with _settled_names():
         return PeftModel.from_pretrained(

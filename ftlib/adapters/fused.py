@@ -72,7 +72,7 @@ class _LoraProjection(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         low_a_rI, low_b_Or = a_rI.to(x.dtype), (b_Or * scale).to(x.dtype)
-        rows_TI = x.reshape(-1, x.shape[-1])
+        rows_TI = x.reshape(x.numel() // x.shape[-1], x.shape[-1])  # -1 is ambiguous where there are no rows
         inner_Tr = rows_TI @ low_a_rI.t()
         # The thin product first, and the large one added to it before rounding. The other way round a
         # change below half a unit in the last place of a bf16 output is lost: a fresh adapter moves by a
@@ -82,13 +82,13 @@ class _LoraProjection(torch.autograd.Function):
             output_TO += bias_O
         ctx.save_for_backward(rows_TI, weight_OI, low_a_rI, low_b_Or, inner_Tr)
         ctx.scale, ctx.wide = scale, a_rI.dtype
-        return output_TO.view(*x.shape[:-1], -1)
+        return output_TO.view(*x.shape[:-1], len(weight_OI))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows_TI, weight_OI, low_a_rI, low_b_Or, inner_Tr = ctx.saved_tensors
-        dy_TO = dy.reshape(-1, dy.shape[-1])
+        dy_TO = dy.reshape(len(rows_TI), dy.shape[-1])
         dinner_Tr = dy_TO @ low_b_Or
         da_rI = db_Or = dx = None
         if ctx.needs_input_grad[3]:
@@ -97,7 +97,7 @@ class _LoraProjection(torch.autograd.Function):
             # (u' dy)' rather than dy' u: the thin matrix first is twice as fast
             db_Or = (inner_Tr.t() @ dy_TO).t().to(ctx.wide) * ctx.scale
         if ctx.needs_input_grad[0]:
-            dx = (dinner_Tr @ low_a_rI).addmm_(dy_TO, weight_OI).view(*dy.shape[:-1], -1)
+            dx = (dinner_Tr @ low_a_rI).addmm_(dy_TO, weight_OI).view(*dy.shape[:-1], rows_TI.shape[-1])
         return dx, None, None, da_rI, db_Or, None
 
 
