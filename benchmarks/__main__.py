@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=_file, help="a file of records (default: docstrings of the standard library)"
     )
-    parser.add_argument("--steps", type=_positive, help="optimiser steps of a run (default: 12)")
+    parser.add_argument("--steps", type=_steps, help="optimiser steps of a run (default: 12)")
     parser.add_argument("--out", type=Path, help="where the result goes (default: benchmarks/results)")
     parser.add_argument("--device", choices=("cpu",), default="cpu")
     parser.add_argument("--tuned", action="store_true", help="also run the baseline's best settings")
@@ -106,6 +106,15 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text}")
+    return number
+
+
+def _steps(text: str) -> int:
+    number = int(text)
+    if number <= Options.dropped:
+        raise argparse.ArgumentTypeError(
+            f"expected more than the {Options.dropped} that are dropped, got {text}"
+        )
     return number
 
 

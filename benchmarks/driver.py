@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks import records
@@ -31,7 +30,7 @@ from benchmarks.jobs import Evaluate, Evaluation, Prepare, Prepared, Train, adap
 from benchmarks.machine import BUSY_PROCESS, busiest_other, reasons_to_wait
 from benchmarks.options import Options
 from benchmarks.records import Result, Run
-from benchmarks.summary import OURS, SPREAD, spread, step_seconds, summarise
+from benchmarks.summary import OURS, pair_apart, step_seconds, summarise
 from benchmarks.table import markdown
 from benchmarks.tasks import BASELINES
 
@@ -98,7 +97,7 @@ class _Driver:
         for pair in range(options.pairs):
             self._pair(pair, variants)
         for _ in range(REPEATS):
-            apart = self._pair_apart()
+            apart = pair_apart(self.result.runs, options.dropped)
             if apart is None:
                 break
             self._say(f"pair {apart + 1} stands apart: running it again")
@@ -133,7 +132,7 @@ class _Driver:
         self._evaluate()
 
     def _parity(self, baseline: str) -> None:
-        """Both sides in float32; the steps they share with the timed runs hold the same rows."""
+        """Both sides in float32: the first steps of the timed runs, with their schedule."""
         steps = min(PARITY_STEPS, self.options.steps)
         for side in (baseline, OURS):
             trained = self._train(_Variant(side, side, {}), 0, steps, "float32")
@@ -154,7 +153,8 @@ class _Driver:
             folder=str(self.folder),
             adapter=str(adapter_folder(self.folder, pair)),
             output=str(self._trained(variant.label, pair, precision)),
-            steps=steps,
+            steps=self.options.steps,
+            stop_after=steps,
             batch_size=self.options.batch_size,
             learning_rate=self.options.learning_rate,
         )
@@ -194,18 +194,6 @@ class _Driver:
             shutil.rmtree(folder)
             loss, delta = answer.losses[name], answer.deltas[name]
             self._say(f"{name}: evaluation loss {loss:.5f}, adapter moved by {delta:.4f}")
-
-    def _pair_apart(self) -> int | None:
-        """The pair with the time farthest from its label's median, where a label's runs spread too far."""
-        farthest: tuple[float, int] | None = None
-        runs = [run for run in self.result.runs if not run.disturbed]
-        for label in {run.label for run in runs}:
-            times = {run.pair: step_seconds(run, self.options.dropped) for run in runs if run.label == label}
-            if spread(list(times.values())) > SPREAD:
-                middle = median(times.values())
-                far, pair = max((abs(seconds - middle) / middle, pair) for pair, seconds in times.items())
-                farthest = max(farthest or (far, pair), (far, pair))
-        return None if farthest is None else farthest[1]
 
     def _set_aside(self, pair: int) -> None:
         self._set(

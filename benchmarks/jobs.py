@@ -53,6 +53,8 @@ class Train:
         folder: that of `Prepare`.
         adapter: the initialisation to load.
         output: a folder for the trained adapter.
+        steps: that the schedule is made for.
+        stop_after: steps that are taken.
     """
 
     task: str
@@ -64,6 +66,7 @@ class Train:
     adapter: str
     output: str
     steps: int
+    stop_after: int
     batch_size: int
     learning_rate: float
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmarks.records import Run, Step
 
@@ -28,9 +28,14 @@ Row = tuple[Sequence[int], Sequence[int]]  # ids and labels
 
 
 class Recorder(TrainerCallback):
-    """Times, losses and resources of one run. `rows` is filled by the side, one list per step."""
+    """Times, losses and resources of one run, which it ends after some steps.
 
-    def __init__(self) -> None:
+    Args:
+        stop_after: steps to take.
+    """
+
+    def __init__(self, stop_after: int) -> None:
+        self._stop_after = stop_after
         self.seconds: list[float] = []
         self.inside: list[float] = []
         self.logs: list[Mapping[str, float]] = []
@@ -44,11 +49,19 @@ class Recorder(TrainerCallback):
             self._last = time.perf_counter()
         self._began = time.perf_counter()
 
-    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002  the protocol's names
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,
+        **_kwargs: Any,
+    ) -> None:
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self.inside.append(now - self._began)
         self._last = now
+        if self.step == self._stop_after:
+            control.should_training_stop = True
 
     def on_log(self, *_args: Any, **kwargs: Any) -> None:
         logs = kwargs["logs"]

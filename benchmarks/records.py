@@ -142,6 +142,7 @@ class Side:
         tokens_per_second: real tokens, median over runs.
         peak_bytes: median over runs.
         efficiency: floor time over measured time, median step.
+        rounding: largest difference of a step's loss from the float32 run's, over the steps of both.
     """
 
     runs: int
@@ -151,6 +152,7 @@ class Side:
     tokens_per_second: float
     peak_bytes: int
     efficiency: float
+    rounding: float | None
     eval_losses: list[float]
     faults_per_step: float
     cpu_seconds_per_step: float

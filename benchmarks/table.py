@@ -10,6 +10,10 @@ from benchmarks.summary import CLOSE, PARITY
 __all__ = ["markdown"]
 
 GIB = 2**30
+_READING = (
+    "Efficiency: the least time a step can take on this machine, over the time it took. Off float32: how "
+    "far the losses of the first steps are from those of a float32 run, which are the same for both."
+)
 
 
 def markdown(result: Result) -> str:
@@ -22,6 +26,7 @@ def markdown(result: Result) -> str:
         f"{result.date}, commit {result.commit}. `python -m benchmarks {' '.join(result.command)}`",
         _workload(result),
         _sides(result.summary.sides),
+        _READING,
         _comparisons(result.summary),
         _losses(result.runs, result.parity_runs),
         _checks(result.summary),
@@ -63,6 +68,7 @@ def _sides(sides: dict[str, Side]) -> str:
             "tokens/s",
             "peak GiB",
             "efficiency",
+            "off float32",
             "evaluation loss",
             "faults/step",
         ],
@@ -75,6 +81,7 @@ def _sides(sides: dict[str, Side]) -> str:
                 f"{side.tokens_per_second:,.0f}",
                 f"{side.peak_bytes / GIB:.2f}",
                 f"{side.efficiency:.0%}",
+                "" if side.rounding is None else f"{side.rounding:.1e}",
                 _range([min(side.eval_losses), max(side.eval_losses)], 4) if side.eval_losses else "",
                 f"{side.faults_per_step:,.0f}",
             ]
@@ -128,7 +135,7 @@ def _checks(summary: Summary) -> str:
     else:
         lines.append(
             "same rows and labels in every step, a gradient in every step, every adapter moved, "
-            f"base weights unchanged, losses within {CLOSE:g} nats"
+            f"base weights unchanged, ftlib's losses within {CLOSE:g} nats of float32"
         )
     return "\n".join(f"- {line}" for line in [*lines, *summary.notes])
 

@@ -148,7 +148,7 @@ def train_ftlib(job: Train) -> Run:
     encoded = load_from_disk(f"{job.folder}/encoded")
     dtype = "float32" if job.precision == "float32" else "auto"
     model, tokenizer = ft.load(job.model, adapter=job.adapter, dtype=dtype, device=job.device)
-    recorder = Recorder()
+    recorder = Recorder(job.stop_after)
     kept = _KeptBatches(ft.objectives.SFT(), recorder)
     trainer = ft.SFTTrainer(
         model,
@@ -227,7 +227,7 @@ def _train_trl(job: Train, settings: Mapping[str, Any]) -> Run:
     adapter = PeftConfig.from_pretrained(job.adapter)
     adapter.inference_mode = False
     precision: dict[str, Any] = {"bf16": False} if job.precision == "float32" else {}
-    recorder = Recorder()
+    recorder = Recorder(job.stop_after)
     trainer: Any = SFTTrainer(
         job.model,
         args=SFTConfig(
@@ -254,7 +254,7 @@ def _train_trl(job: Train, settings: Mapping[str, Any]) -> Run:
     before = base_sha256(trainer.model)
     trainer.train()
     trainer.save_model(job.output)
-    rows = kept.rows()[: job.steps]  # the loader collates one batch ahead
+    rows = kept.rows()[: job.stop_after]  # the loader collates one batch ahead
     return recorder.run(job.side, job.precision, trainer.model, rows, [before, base_sha256(trainer.model)])
 
 
