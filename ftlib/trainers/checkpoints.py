@@ -105,6 +105,7 @@ class Checkpoints:
 
         def write(folder: Path) -> None:
             save_weights(folder, self.model)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
             states = self.callbacks.states()
             snapshot.write(folder, self.engine, self.sampler, boundary, states, random_states)
 

@@ -1,0 +1,22 @@
+"""The run that nothing interrupted, made once per way of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.trainers.runs import CUTS, WAYS, Run, run
+
+
+@pytest.fixture(scope="session")
+def uninterrupted() -> Callable[[str, str], Run]:
+    """`uninterrupted(way, cut)`: names of `WAYS` and `CUTS`."""
+    made: dict[tuple[str, str], Run] = {}
+
+    def get(way: str, cut: str) -> Run:
+        if (way, cut) not in made:
+            made[way, cut] = run(None, max_tokens=CUTS[cut], **WAYS[way])
+        return made[way, cut]
+
+    return get
