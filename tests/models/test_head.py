@@ -130,6 +130,18 @@ def test_bf16_errs_by_the_rounding_of_its_logits_alone(std: float) -> None:
     assert float((ours_N - expected_N).abs().max()) <= 2**-9 * (3 * largest + 2)
 
 
+def test_in_bf16_two_tokens_of_a_row_differ_by_their_exact_logits() -> None:
+    """logsumexp cancels, but for the exact logit of either token in it: its share p times 2 ** -9 |z|."""
+    rough, exact, hidden_ND, _ = wide_problem(0.3)
+    row_VD = hidden_ND[:1].expand(512, -1)
+    ours_V = head_logprobs(rough, row_VD, torch.arange(512)).logprobs_N
+    logits_V = exact.logits(hidden_ND[:1].float())[0]
+    largest, share = float(logits_V.abs().max()), float(logits_V.softmax(-1).max())
+    assert share < 0.01
+    bound = 2 * share * 2**-9 * largest + 1e-5
+    assert_close(ours_V - ours_V[0], logits_V - logits_V[0], rtol=0, atol=bound)
+
+
 def test_no_log_probability_exceeds_zero_in_bf16() -> None:
     """A certain token: its exact logit lies above its rounded one for half of such rows."""
     rough, _, hidden_ND, _ = wide_problem(300.0)
