@@ -86,8 +86,8 @@ def entropy(logits_TV: Tensor) -> Tensor:
         ShapeError: not a matrix.
 
     Example:
-        >>> entropy(torch.zeros(1, 4)).exp()  # uniform over four
-        tensor([4.0000])
+        >>> entropy(torch.zeros(1, 4))  # uniform over four: log 4
+        tensor([1.3863])
     """
     if logits_TV.ndim != 2:
         raise ShapeError(f"entropy: expected logits [T, V], got {tuple(logits_TV.shape)}.")
