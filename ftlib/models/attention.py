@@ -270,8 +270,12 @@ def _tile_probs(
         capped = scores.div_(softcap).tanh_()
         scores = capped * softcap
     n, m = tile.rows, tile.columns
-    mask = causal_mask(n, m, tile.offset, window, scores.dtype, scores.device)
-    scores.view(len(k_KTD), -1, n, m).add_(mask)
+    visible = scores.view(len(k_KTD), -1, n, m)
+    if window is None:  # the keys before the tile's own rows are all seen
+        triangle = causal_mask(BLOCK, BLOCK, 0, None, scores.dtype, scores.device)
+        visible[..., tile.offset :].add_(triangle[:n, :n])
+    else:
+        visible.add_(causal_mask(n, m, tile.offset, window, scores.dtype, scores.device))
     return torch.softmax(scores, -1), capped
 
 

@@ -103,7 +103,7 @@ def _run(start: int, gap: int, prefix: int, length: int, window: int | None, blo
     return tiles
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)
 def causal_mask(
     rows: int, columns: int, offset: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
