@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["Block", "blocks_of", "run_page", "unmatched"]
+__all__ = ["Block", "blocks_of", "run_page", "table_rows", "unmatched"]
 
 TOLERANCE = 0.1  # relative; another processor rounds differently, and training amplifies it
 
@@ -75,6 +75,18 @@ def run_page(path: Path) -> None:
             )
     finally:
         del sys.modules["page"]
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of every table row of a page, heads and rules left out, code marks taken off."""
+    lines = text.splitlines()
+    rules = {number for number, line in enumerate(lines) if re.fullmatch(r"\|(-+\|)+", line)}
+    rows = [
+        line
+        for number, line in enumerate(lines)
+        if line.startswith("|") and number not in rules and number + 1 not in rules
+    ]
+    return [[cell.strip().replace("`", "") for cell in row.strip("|").split("|")] for row in rows]
 
 
 def unmatched(shown: tuple[str, ...], printed: list[str]) -> str | None:

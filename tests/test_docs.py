@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib.util
+import inspect
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import ftlib as ft
+from ftlib.adapters import Capabilities
 from tests.conftest import ROOT
-from tests.doc_pages import blocks_of, run_page, unmatched
+from tests.doc_pages import blocks_of, run_page, table_rows, unmatched
+from tests.trainers.tiny import rows, sft
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNING = [page for page in PAGES if page.is_file() and blocks_of(page.read_text(encoding="utf-8"))]
@@ -47,6 +55,111 @@ def test_the_architecture_page_lists_every_package() -> None:
     assert listed == packages | modules
 
 
+# -- what the pages say about the code ---------------------------------------------------------------------------
+
+DOCS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ft.__all__)
+def test_what_is_exported_is_in_the_docs(name: str) -> None:
+    assert any(re.search(rf"\bft\.{name}\b", text) for text in DOCS.values())
+    assert f"`ft.{name}`" in DOCS["index"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_that_link_to_a_source_file_are_defined_there(page: Path) -> None:
+    for name, target in re.findall(r"\[`([\w.]+)`\]\(([^)#]+\.py)\)", page.read_text(encoding="utf-8")):
+        source = (page.parent / target).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(def|class) {name.split('.')[-1]}\b", source, re.MULTILINE), (
+            f"{name} in {target}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("function", "page"),
+    [(ft.TrainConfig, "sft"), (ft.adapters.lora, "adapters")],
+    ids=["TrainConfig", "lora"],
+)
+def test_every_option_stands_in_its_page_with_its_default(function: Callable[..., Any], page: str) -> None:
+    options = _defaults(function)
+    shown = {row[0]: row[1] for row in table_rows(DOCS[page]) if len(row) == 3 and row[0] in options}
+    assert {name: ast.literal_eval(default) for name, default in shown.items()} == options
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    if dataclasses.is_dataclass(function):
+        return {field.name: field.default for field in dataclasses.fields(function)}
+    return {name: value.default for name, value in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "page"),
+    [
+        (list(inspect.signature(ft.SFTTrainer).parameters), "sft"),
+        (list(inspect.signature(ft.Encoder).parameters), "loss-weights"),
+        ([field.name for field in dataclasses.fields(Capabilities)], "adapters"),
+    ],
+    ids=["SFTTrainer", "Encoder", "Capabilities"],
+)
+def test_every_name_stands_in_its_page(names: list[str], page: str) -> None:
+    assert not [name for name in names if not re.search(rf"\b{name}\b", DOCS[page])]
+
+
+def test_every_metric_of_a_run_has_its_formula() -> None:
+    result = sft(eval_data=rows(2), max_steps=2, eval_steps=1, metric_for_best="loss").train()
+    found = {name for row in [*result.history, result.metrics] for name in row} - {"step"}
+    formulas = DOCS["sft"].split("## Every metric", 1)[1].split("\n## ")[0]
+    explained = {name for line in formulas.splitlines() if line.startswith("|")
+                 for name in re.findall(r"`(\w+)`", line.split("|")[1])}  # fmt: skip
+    assert explained == found
+
+
+def _combinations() -> list[tuple[str, str]]:
+    """(trainer, adapter) of each cell of the README's table."""
+    table = README.split("## What can be combined", 1)[1]
+    return [(row[0], cell) for row in table_rows(table) if row[0].startswith("ft.") for cell in row[1:]]
+
+
+@pytest.mark.parametrize(("trainer", "adapter"), _combinations())
+def test_every_combination_of_the_readme_trains(trainer: str, adapter: str) -> None:
+    assert trainer == "ft.SFTTrainer"
+    made = eval(adapter, vars(ft.adapters))
+    tiny = sft(adapter=made, max_steps=2)
+    first, second = (row["loss"] for row in tiny.train().history)
+    assert first > 0
+    assert first != second
+
+
+@pytest.mark.oracle
+def test_the_names_that_the_page_for_users_of_trl_maps_exist_in_trl() -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    arguments = set(inspect.signature(SFTTrainer).parameters) | set(inspect.signature(SFTConfig).parameters)
+    text = DOCS["coming-from-trl"].split("## Converting", 1)[0]
+    for row in table_rows(text):
+        for name in re.findall(r"\w+", row[0].split(" x ")[0].split("=")[0]):
+            if not row[0].startswith(("trainer.", "trl.")):
+                assert name in arguments
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "docs" / "performance.md"], ids=lambda page: page.name
+)
+def test_benchmark_figures_are_those_of_a_result(page: Path) -> None:
+    """Between the marks stand lines of a page in benchmarks/results/, or the way to measure."""
+    text = page.read_text(encoding="utf-8")
+    sections = re.findall(r"<!-- benchmark:(\w+) -->\n(.*?)<!-- /benchmark -->", text, re.DOTALL)
+    assert [task for task, _ in sections] == ["sft"]
+    results = "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    )
+    for _, section in sections:
+        shown = [line for line in section.splitlines() if line.startswith("|")]
+        assert all(line in results for line in shown)
+        assert shown or "`make bench`" in section
+
+
 PAGE = """Text.
 ```python
 x = 1
@@ -70,6 +183,10 @@ def test_python_blocks_are_read_with_their_line_and_what_they_show() -> None:
 def test_leaving_a_block_out_needs_a_reason() -> None:
     with pytest.raises(AssertionError, match="line 11: no-run needs a reason"):
         blocks_of(PAGE.replace("no-run: it needs a GPU", "todo"))
+
+
+def test_tables_are_read_without_heads_rules_and_code_marks() -> None:
+    assert table_rows("| A | B |\n|---|---|\n| `x` | `None` or 1 |\n") == [["x", "None or 1"]]
 
 
 @pytest.mark.parametrize(
