@@ -107,14 +107,14 @@ class Trainer:
             self.config,
             self.steps,
             self.learning_rate,
-            should_stop=lambda: self._flag.stopped_by is not None,
+            should_stop=lambda: self._stopped_by() is not None,
         )
         self.boundary = Boundary()
         self.callbacks = self._dispatcher(callbacks)
         self.checkpoints = Checkpoints(
             self.model, self.engine, self.sampler, self.callbacks, identity=self._identity
         )
-        self._flag = StopFlag()
+        self._flag: StopFlag | None = None  # while `train()` runs
         self._random: RandomState | None = None  # where an earlier `train()` left the generators
         self._best_weights: dict[str, Tensor] | None = None  # without a folder to keep them in
         self.callbacks.dispatch("on_init_end")
@@ -158,7 +158,7 @@ class Trainer:
                     self._train_step()
                     self._report_and_save()
             self._finish()
-        return self._result(before)
+            return self._result(before)
 
     def step(self, batch: PackedBatch | Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """One optimiser step.
@@ -267,6 +267,7 @@ class Trainer:
             scope.enter_context(rng_scope(self.config.seed + self.engine.accelerator.process_index))
             scope.enter_context(modes(self.model))
             self._flag = scope.enter_context(stop_signals())
+            scope.callback(setattr, self, "_flag", None)
             scope.callback(self._progress.close)
             if self._random is not None:
                 restore_rng(*self._random)
@@ -285,7 +286,7 @@ class Trainer:
         boundary = self.checkpoints.resume(resume, allow_changes)
         if boundary is None:
             return
-        self.boundary = boundary
+        self.boundary, self._best_weights = boundary, None
         self._tell_state()
         self.state.log_history = list(boundary.history)
         self.state.best_metric = boundary.best["metric"]
@@ -306,16 +307,24 @@ class Trainer:
 
     def _asked_to_stop(self) -> bool:
         """On every rank as soon as on one."""
-        if self._flag.stopped_by is None and self.callbacks.control.should_training_stop:
-            self._flag.stopped_by = "callback"
-        stopping = self.engine.agreed(self._flag.stopped_by is not None)
-        if stopping and self._flag.stopped_by is None:
-            self._flag.stopped_by = "another rank"
+        if self.callbacks.control.should_training_stop:
+            self._ask_to_stop("callback")
+        stopping = self.engine.agreed(self._stopped_by() is not None)
+        if stopping:
+            self._ask_to_stop("another rank")
         return stopping
 
     def stop(self) -> None:
         """Ask a running `train()` to save and return; from a callback, another thread or a notebook."""
-        self._flag.stopped_by = self._flag.stopped_by or "stop()"
+        self._ask_to_stop("stop()")
+
+    def _ask_to_stop(self, by: str) -> None:
+        """The first who asks is named."""
+        if self._flag is not None and self._flag.stopped_by is None:
+            self._flag.stopped_by = by
+
+    def _stopped_by(self) -> str | None:
+        return None if self._flag is None else self._flag.stopped_by
 
     def _result(self, before: Counters) -> TrainResult:
         counters, best = self.boundary.counters, self.boundary.best
@@ -331,7 +340,7 @@ class Trainer:
         }
         if best["step"] is not None:
             metrics |= {"best_metric": best["metric"], "best_step": best["step"]}
-        return TrainResult(list(self.boundary.history), metrics, self._flag.stopped_by)
+        return TrainResult(list(self.boundary.history), metrics, self._stopped_by())
 
     def _tell_state(self) -> None:
         """What callbacks read in `TrainerState`."""

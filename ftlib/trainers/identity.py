@@ -68,7 +68,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
         named = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-        return {"": type(value).__qualname__, **named}
+        return {"type": type(value).__qualname__, **named}
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from ftlib.engine.manifest import newest_valid
 from ftlib.objectives import SFT
+from ftlib.trainers import snapshot
 from tests.trainers.runs import CUTS, STEPS, WAYS, assert_same, run
-from tests.trainers.tiny import At, sft
+from tests.trainers.tiny import At, rows, sft
 
 DROPOUT = WAYS["lora dropout"] | {"max_tokens": CUTS["3"]}
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -75,6 +76,20 @@ def test_a_signal_inside_an_evaluation_leaves_it_to_the_resumed_run(tmp_path, nu
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_a_checkpoint_is_written_lets_it_be_finished(
+    tmp_path, number, monkeypatch, uninterrupted
+):
+    write = snapshot.write
+    monkeypatch.setattr(snapshot, "write", lambda *args: [send(number)(), write(*args)])
+    options = DROPOUT | {"save_steps": 2}
+    result = run(tmp_path, **options).result
+    assert (result.stopped_by, result.metrics["steps"]) == (signal.Signals(number).name, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-00000002"]
+    monkeypatch.undo()
+    assert_same(run(tmp_path, resume=True, **options), uninterrupted("lora dropout", "3"))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_raises_at_once_and_everything_is_given_back(tmp_path, number):
     handler, python = signal.getsignal(number), random.getstate()
     twice = At("on_step_end", 2, lambda control: [send(number)(), send(number)()])
@@ -97,6 +112,14 @@ def test_stop_may_be_called_from_another_thread():
     trainer = sft(callbacks=[At("on_step_end", 2, elsewhere)])
     result = trainer.train()
     assert (result.stopped_by, result.metrics["steps"]) == ("stop()", 2)
+
+
+def test_after_a_stop_the_trainer_evaluates_and_steps_as_before():
+    trainer = sft(eval_data=rows(3), callbacks=[At("on_step_end", 1, lambda control: trainer.stop())])
+    assert trainer.train().stopped_by == "stop()"
+    trainer.stop()  # nothing runs: nothing is stopped
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.step(rows(2))["step"] == 2
 
 
 def test_a_trainer_runs_in_a_thread_without_touching_handlers():
