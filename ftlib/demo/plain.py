@@ -20,12 +20,12 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["adapter"])
     base = AutoModelForCausalLM.from_pretrained(job["base"], dtype="auto")
     model = PeftModel.from_pretrained(base, job["adapter"]).eval()
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": job["question"]}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    chat = [{"role": "user", "content": job["question"]}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    asked = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
     with torch.inference_mode():
-        ids = model.generate(**prompt, max_new_tokens=job["tokens"], do_sample=False)
-    answer = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        ids = model.generate(**asked, max_new_tokens=job["tokens"], do_sample=False)
+    answer = tokenizer.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
     json.dump({"answer": answer}, sys.stdout)
 
 
