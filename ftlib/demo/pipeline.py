@@ -100,8 +100,8 @@ def fine_tune(demo: Demo) -> list[tuple[str, str]]:
     demo.say(
         f"{len(train):,} questions from {len({row['module'] for row in train})} modules, validation on "
         f"{len({row['module'] for row in valid})} others; {result.metrics['tokens']:,} tokens at "
-        f"{result.metrics['tokens_per_second']:.0f} tokens/s. Validation loss {before['eval_loss']:.3f} before, "
-        f"{after['eval_loss']:.3f} after ({time.perf_counter() - began:.0f} s)."
+        f"{result.metrics['tokens_per_second']:.0f} tokens/s. Validation loss {before['eval_loss']:.3f} "
+        f"before, {after['eval_loss']:.3f} after ({time.perf_counter() - began:.0f} s)."
     )
     for row, old, new in zip(asked, answers_before, answers_after, strict=True):
         demo.report.answers(row["prompt"], old, new, row["completion"])
@@ -117,8 +117,8 @@ def save_and_reload(demo: Demo, answered: Sequence[tuple[str, str]]) -> None:
     question, answer = answered[0]
     adapter = str(demo.folder / "adapter")
     job = {"base": str(demo.base), "adapter": adapter, "question": question, "tokens": ANSWER_TOKENS}
-    told = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("plain.py"))],  # noqa: S603  this interpreter, our own file
+    told = subprocess.run(  # noqa: S603  this interpreter, a file of ours
+        [sys.executable, str(Path(__file__).with_name("plain.py"))],
         input=json.dumps(job),
         capture_output=True,
         text=True,
