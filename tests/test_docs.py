@@ -55,7 +55,7 @@ def test_the_architecture_page_lists_every_package() -> None:
     assert listed == packages | modules
 
 
-# -- what the pages say about the code ---------------------------------------------------------------------------
+# -- what the pages say about the code ------------------------------------------------------------
 
 DOCS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
