@@ -57,7 +57,7 @@ class TrainConfig:
         learning_rate: peak; None takes the default of the way of training (2e-4 for LoRA, 2e-5 for full).
         batch_size: examples (pairs, prompts) in one optimiser step over all ranks.
         max_tokens: most tokens of one micro-batch; bounds memory and does not change the result. None is
-            1,024 on CPU and 16,384 on other devices. A longer example runs alone, with checkpointing.
+            768 on CPU and 16,384 on other devices. A longer example runs alone, with checkpointing.
         shuffle: a new order each epoch, from (seed, epoch).
         seed: of the order, the initialisation of nothing else, and of dropout.
         schedule: a name that `transformers.get_scheduler` knows, or a function of (optimizer, steps).

@@ -37,7 +37,7 @@ from ftlib.objectives import Objective
 __all__ = ["Engine", "RandomState", "StepResult", "Stopped"]
 
 logger = logging.getLogger(__name__)
-CPU_TOKENS, DEVICE_TOKENS = 1024, 16384  # default tokens of a micro-batch
+CPU_TOKENS, DEVICE_TOKENS = 768, 16384  # default tokens of a micro-batch
 MAX_SKIPPED = 10
 Example = Mapping[str, Any]
 RandomState = tuple[dict[str, Tensor], dict[str, Any]]  # as `capture_rng` gives it
@@ -244,7 +244,7 @@ class Engine:
             return [examples.to(self.device)]
         lengths = [int(example["length"]) for example in examples]
         ranks = balance(lengths, self.accelerator.num_processes)
-        packed = [pack([lengths[i] for i in members], self.max_tokens) for members in ranks]
+        packed = [_evenly_packed([lengths[i] for i in members], self.max_tokens) for members in ranks]
         rank = self.accelerator.process_index
         batches = [
             collate([examples[ranks[rank][i]] for i in micro]).to(self.device) for micro in packed[rank]
@@ -352,6 +352,14 @@ def _tokens(examples: Sequence[Example] | PackedBatch) -> int:
     if isinstance(examples, PackedBatch):
         return examples.tokens
     return sum(int(example["length"]) for example in examples)
+
+
+def _evenly_packed(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """As few micro-batches as `pack` needs, of nearly equal size: the largest decides peak memory."""
+    packed = pack(lengths, max_tokens)
+    even = balance(lengths, max(1, len(packed)))
+    fits = all(sum(lengths[i] for i in micro) <= max_tokens for micro in even)
+    return even if packed and fits else packed
 
 
 def _longest(examples: Sequence[Example]) -> int:

@@ -177,7 +177,8 @@ def _chunk_probs(
     # that logit replaces the rounded one in the sum too, so that no log-probability exceeds zero
     exact_R = torch.exp(target_R - largest_R1[:, 0].to(wide))
     sums_R += exact_R - scores_RV.gather(1, targets_R[:, None])[:, 0].to(wide)
-    scores_RV.scatter_(1, targets_R[:, None], exact_R[:, None].to(scores_RV.dtype))
+    rows_R = torch.arange(len(targets_R), device=targets_R.device)  # indexed: scatter_ copies all of bf16 [R, V]
+    scores_RV[rows_R, targets_R] = exact_R.to(scores_RV.dtype)
     lse_R = largest_R1[:, 0].to(wide) + sums_R.log()
     entropy_R = None if negative_R is None else sums_R.log() - negative_R / sums_R
     return target_R - lse_R, scores_RV, sums_R, entropy_R
@@ -317,7 +318,8 @@ def _recomputed_grads(
         # d loss / d logits = c (onehot - p) cap' scale / temperature
         coefficient_R1 = upstream_N[part, None] * (scale / temperature)
         dlogits_RV = probs_RV.mul_((-coefficient_R1 / sums_R[:, None]).to(probs_RV.dtype))
-        dlogits_RV.scatter_add_(1, targets_R[:, None], coefficient_R1.to(dlogits_RV.dtype))
+        rows_R = torch.arange(len(targets_R), device=targets_R.device)
+        dlogits_RV[rows_R, targets_R] += coefficient_R1[:, 0].to(dlogits_RV.dtype)
         if softcap is not None:
             dlogits_RV *= _cap_slope(hidden_RD, weight_VD, bias_V, scale, softcap)
         dhidden_ND[part] = torch.mm(dlogits_RV, weight_VD)
