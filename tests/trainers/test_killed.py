@@ -21,11 +21,7 @@ KILLS, LONGEST = 4, 1.5  # times killed per seed; seconds until then, about thos
 
 @pytest.fixture(scope="module")
 def unharmed() -> Run:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the processes
-    done = run(None, **OPTIONS)
-    torch.set_num_threads(threads)
-    return done
+    return run(None, **OPTIONS)
 
 
 def resumed_run(output: Path, record: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from ftlib.engine import TrainConfig
 from ftlib.trainers import SFTTrainer
 from tests.models_zoo import VOCAB, tiny_model
 
-__all__ = ["At", "rows", "sft", "trained", "without_clock"]
+__all__ = ["At", "one_thread", "rows", "sft", "trained", "without_clock"]
 
 NOT_TEXT = 3  # ids below are special
 CLOCK = ("tokens_per_second", "peak_memory_bytes", "seconds")
@@ -88,6 +90,17 @@ def trained(trainer: SFTTrainer) -> dict[str, Tensor]:
 def without_clock(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Logged rows less what the clock and the allocator decide."""
     return [{name: value for name, value in row.items() if name not in CLOCK} for row in history]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny matrices on one thread: two spend their time waiting for each other, seconds on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class At(TrainerCallback):
