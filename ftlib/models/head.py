@@ -177,7 +177,8 @@ def _chunk_probs(
     # that logit replaces the rounded one in the sum too, so that no log-probability exceeds zero
     exact_R = torch.exp(target_R - largest_R1[:, 0].to(wide))
     sums_R += exact_R - scores_RV.gather(1, targets_R[:, None])[:, 0].to(wide)
-    rows_R = torch.arange(len(targets_R), device=targets_R.device)  # indexed: scatter_ copies all of bf16 [R, V]
+    # indexed, because scatter_ copies all of a bf16 [R, V]
+    rows_R = torch.arange(len(targets_R), device=targets_R.device)
     scores_RV[rows_R, targets_R] = exact_R.to(scores_RV.dtype)
     lse_R = largest_R1[:, 0].to(wide) + sums_R.log()
     entropy_R = None if negative_R is None else sums_R.log() - negative_R / sums_R
