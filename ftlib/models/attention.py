@@ -26,13 +26,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 
 from ftlib.errors import CapabilityError
-from ftlib.models.layout import GroupLayout, Tile, causal_mask
+from ftlib.models.layout import GroupLayout, Tile, causal_mask, tile_mask
 
 __all__ = ["NAME", "attend", "attend_plain", "grouped_attention", "grouped_scope"]
 
 NAME = "ftlib_grouped"
 BLOCK = 256  # query rows of a tile: above it the causal half that is skipped pays for the extra calls
 KEPT = 256  # keys up to which a tile's probabilities are kept for the backward, heads x 512 bytes per row
+MERGED = (
+    128  # rows up to which short neighbouring groups share a tile: one call costs more than its masked half
+)
 UNSUPPORTED = ("position_bias", "s_aux", "sinks", "indices", "block_indices", "head_mask", "alibi", "cache")
 
 
@@ -214,7 +217,7 @@ class _Attend(torch.autograd.Function):
         heads, tokens, _ = q_HTD.shape
         out_THD = q_HTD.new_empty(tokens, heads, v_KTD.shape[-1])
         kept: list[Tensor] = []
-        for tile in groups.tiles(window=window, block=BLOCK):
+        for tile in groups.tiles(window=window, block=BLOCK, merge=MERGED):
             probs, capped = _tile_probs(q_HTD, k_KTD, tile, scale, window, softcap)
             out_THD[tile.queries] = _unfold(torch.bmm(probs, _rows(v_KTD, tile)), heads)
             if any(ctx.needs_input_grad) and tile.columns <= KEPT and capped is None:
@@ -236,7 +239,7 @@ class _Attend(torch.autograd.Function):
         dk_TKD = k_KTD.new_zeros((tokens, len(k_KTD), width), dtype=wide)
         dv_TKD = v_KTD.new_zeros((tokens, len(v_KTD), v_KTD.shape[-1]), dtype=wide)
         saved = iter(kept)
-        for tile in groups.tiles(window=window, block=BLOCK):
+        for tile in groups.tiles(window=window, block=BLOCK, merge=MERGED):
             capped = None
             if tile.columns <= KEPT and softcap is None:
                 probs = next(saved)
@@ -271,11 +274,11 @@ def _tile_probs(
         scores = capped * softcap
     n, m = tile.rows, tile.columns
     visible = scores.view(len(k_KTD), -1, n, m)
-    if window is None:  # the keys before the tile's own rows are all seen
+    if window is None and not tile.groups:  # the keys before the tile's own rows are all seen
         triangle = causal_mask(BLOCK, BLOCK, 0, None, scores.dtype, scores.device)
         visible[..., tile.offset :].add_(triangle[:n, :n])
     else:
-        visible.add_(causal_mask(n, m, tile.offset, window, scores.dtype, scores.device))
+        visible.add_(tile_mask(tile, window, scores.dtype, scores.device))
     return torch.softmax(scores, -1), capped
 
 

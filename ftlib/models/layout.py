@@ -10,7 +10,7 @@ Shapes: T all tokens of a packed batch, n query rows of a tile, m keys of a tile
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import final
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ftlib.batches import Span
 
-__all__ = ["GroupLayout", "Tile", "causal_mask"]
+__all__ = ["GroupLayout", "Tile", "causal_mask", "tile_mask"]
 
 
 @final
@@ -31,11 +31,13 @@ class Tile:
         queries: slice of n rows.
         keys: one or two slices of m rows in all, in order of sequence position (prefix, then own).
         offset: position of the first query minus position of the first key, >= 0.
+        groups: of a tile that holds several whole groups, where they lie in it; else empty.
     """
 
     queries: slice
     keys: tuple[slice, ...]
     offset: int
+    groups: tuple[Span, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -56,37 +58,56 @@ class GroupLayout:
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self.spans = tuple(spans)
-        self._tiles: dict[tuple[int | None, int | None], tuple[Tile, ...]] = {}
+        self._tiles: dict[tuple[int | None, int | None, int], tuple[Tile, ...]] = {}
 
     @property
     def windows(self) -> set[int | None]:
         """The sliding windows that attention layers have asked for so far; None is full attention."""
-        return {window for window, _ in self._tiles}
+        return {window for window, _, _ in self._tiles}
 
-    def tiles(self, *, window: int | None = None, block: int | None = None) -> tuple[Tile, ...]:
+    def tiles(
+        self, *, window: int | None = None, block: int | None = None, merge: int = 0
+    ) -> tuple[Tile, ...]:
         """Tiles that cover every query row once.
 
         Args:
             window: sliding window in tokens, the query's own included; None sees everything.
             block: most query rows of a tile; None keeps each prefix and continuation whole.
+            merge: neighbouring groups of up to this many rows together share a tile.
         """
-        key = (window, block)
+        key = (window, block, merge)
         if key not in self._tiles:
-            self._tiles[key] = tuple(self._cut(window, block))
+            neighbours = _neighbours(self.spans, merge)
+            self._tiles[key] = tuple(tile for spans in neighbours for tile in _cut(spans, window, block))
         return self._tiles[key]
 
-    def _cut(self, window: int | None, block: int | None) -> list[Tile]:
-        tiles = []
-        for span in self.spans:
-            row = span.start + span.prefix
-            if len(span.continuations) == 1:  # nothing is shared: one causal run over the whole group
-                tiles += _run(span.start, 0, 0, span.stop - span.start, window, block)
-                continue
-            tiles += _run(span.start, 0, 0, span.prefix, window, block)
-            for length in span.continuations:
-                tiles += _run(span.start, row - span.start - span.prefix, span.prefix, length, window, block)
-                row += length
-        return tiles
+
+def _neighbours(spans: Sequence[Span], most: int) -> list[list[Span]]:
+    """Spans in order, gathered while they have at most `most` rows together."""
+    gathered: list[list[Span]] = []
+    for span in spans:
+        if gathered and span.stop - gathered[-1][0].start <= most:
+            gathered[-1].append(span)
+        else:
+            gathered.append([span])
+    return gathered
+
+
+def _cut(spans: list[Span], window: int | None, block: int | None) -> list[Tile]:
+    """One tile of several groups, or the tiles of one."""
+    first, last = spans[0], spans[-1]
+    if len(spans) > 1:
+        inside = tuple(replace(span, start=span.start - first.start) for span in spans)
+        rows = slice(first.start, last.stop)
+        return [Tile(rows, (rows,), 0, inside)]
+    if len(first.continuations) == 1:  # nothing is shared: one causal run over the whole group
+        return _run(first.start, 0, 0, first.stop - first.start, window, block)
+    tiles = _run(first.start, 0, 0, first.prefix, window, block)
+    gap = 0
+    for length in first.continuations:
+        tiles += _run(first.start, gap, first.prefix, length, window, block)
+        gap += length
+    return tiles
 
 
 def _run(start: int, gap: int, prefix: int, length: int, window: int | None, block: int | None) -> list[Tile]:
@@ -118,3 +139,26 @@ def causal_mask(
         if window is not None:
             seen &= key > query - window
         return torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(~seen, float("-inf"))
+
+
+def tile_mask(tile: Tile, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive mask [n, m] of any tile: 0 where a query sees a key, -inf elsewhere."""
+    if tile.groups:
+        return _groups_mask(tile.groups, window, dtype, device)
+    return causal_mask(tile.rows, tile.columns, tile.offset, window, dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _groups_mask(
+    groups: tuple[Span, ...], window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False):
+        rows = groups[-1].stop
+        mask = torch.full((rows, rows), float("-inf"), dtype=dtype, device=device)
+        for tile in GroupLayout(groups).tiles(window=window):
+            own = causal_mask(tile.rows, tile.columns, tile.offset, window, dtype, device)
+            for keys, part in zip(
+                tile.keys, own.split([k.stop - k.start for k in tile.keys], 1), strict=True
+            ):
+                mask[tile.queries, keys] = part
+        return mask

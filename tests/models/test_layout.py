@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ftlib.batches import Span
-from ftlib.models.layout import GroupLayout, causal_mask
+from ftlib.models.layout import GroupLayout, causal_mask, tile_mask
 
 SHAPES = st.lists(
     st.tuples(st.integers(0, 7), st.lists(st.integers(1, 7), min_size=1, max_size=4)), min_size=1, max_size=4
@@ -57,6 +57,26 @@ def test_tiles_cover_each_row_once_and_show_it_what_it_may_see(
         covered_T[tile.queries] += 1
     assert_close(covered_T, torch.ones_like(covered_T))
     assert torch.equal(seen_TT, visibility(spans, window))
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes=SHAPES, window=WINDOWS, merge=st.integers(0, 40))
+def test_merged_tiles_show_each_row_what_it_may_see(
+    shapes: list[tuple[int, list[int]]], window: int | None, merge: int
+) -> None:
+    spans = spans_of(shapes)
+    seen_TT = torch.zeros(spans[-1].stop, spans[-1].stop, dtype=torch.bool)
+    for tile in GroupLayout(spans).tiles(window=window, block=4, merge=merge):
+        keys = torch.cat([torch.arange(part.start, part.stop) for part in tile.keys])
+        assert not tile.groups or tile.rows <= merge
+        assert not seen_TT[tile.queries].any()
+        seen_TT[tile.queries, keys] = tile_mask(tile, window, torch.float32, torch.device("cpu")) == 0
+    assert torch.equal(seen_TT, visibility(spans, window))
+
+
+def test_three_short_groups_share_one_tile() -> None:
+    first, second = GroupLayout(spans_of([(0, [3]), (2, [2]), (0, [4]), (0, [9])])).tiles(merge=12)
+    assert (first.queries, len(first.groups), second.queries) == (slice(0, 11), 3, slice(11, 20))
 
 
 def test_a_window_leaves_keys_out_of_the_tile() -> None:
