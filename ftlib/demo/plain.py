@@ -18,7 +18,7 @@ def main() -> None:
     """Load, ask, print."""
     job = json.load(sys.stdin)
     tokenizer = AutoTokenizer.from_pretrained(job["adapter"])
-    base = AutoModelForCausalLM.from_pretrained(job["base"], dtype="auto")
+    base = AutoModelForCausalLM.from_pretrained(job["base"], dtype="float32")
     model = PeftModel.from_pretrained(base, job["adapter"]).eval()
     chat = [{"role": "user", "content": job["question"]}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
