@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ftlib.adapters.attach import AnyModel, model_capabilities
 from ftlib.errors import ConfigError, DataError
+from ftlib.models.modes import evaluation_mode
 from ftlib.models.parts import inner_model
 
 __all__ = ["decode", "generate"]
@@ -87,7 +88,7 @@ def generate(
     device = cast(nn.Embedding, inner.get_input_embeddings()).weight.device
     write = cast(Callable[..., Tensor], inner.generate)
     completions: list[list[int]] = [[] for _ in prompts]
-    with _evaluation_mode(model), _draws(seed, device), torch.no_grad():
+    with evaluation_mode(model), _draws(seed, device), torch.no_grad():
         for batch in _batches(prompts, room, batch_size):
             ids_BL, mask_BL = _left_padded([prompts[index] for index in batch], settings.pad_token_id, device)
             settings.max_new_tokens = room[batch[0]]
@@ -199,18 +200,6 @@ def _until_stop(row: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
     """The row up to and with its first stop id."""
     end = next((place for place, token in enumerate(row) if token in stop_ids), len(row))
     return list(row[: end + 1])
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the scope; every module's own mode comes back after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

@@ -10,8 +10,6 @@ Shapes: B = 2 sequences of L = 4 tokens, N scored rows, D hidden width, V vocabu
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +20,7 @@ from ftlib.adapters.attach import model_capabilities
 from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError
 from ftlib.models.layout import GroupLayout
+from ftlib.models.modes import evaluation_mode
 from ftlib.models.parts import Path, Plan, inner_model, make_plan
 from ftlib.models.scoring import hidden_states
 
@@ -51,7 +50,7 @@ def _decide(model: nn.Module) -> tuple[Path, str]:
     padded = make_plan(model, "padded", "check")
     ids_BL, batch = _sample(inner.config.get_text_config(decoder=True).vocab_size, padded.body.device)
     exact = torch.autocast(padded.body.device.type, enabled=False)
-    with _quiet_evaluation(model), torch.no_grad(), exact:
+    with evaluation_mode(model), torch.no_grad(), exact:
         states_BLD = padded.body(input_ids=ids_BL, use_cache=False).last_hidden_state
         own_BLV = inner(input_ids=ids_BL, use_cache=False).logits
         # a difference has to be seen in any dtype: the head repeats one product, the paths every layer
@@ -133,15 +132,3 @@ def _error(ours: Tensor, own: Tensor) -> float:
     wide = torch.promote_types(own.dtype, torch.float32)
     ours, own = ours.to(wide), own.to(wide)
     return float(((ours - own).norm(dim=-1) / own.norm(dim=-1)).max())
-
-
-@contextmanager
-def _quiet_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the scope; every module's own mode comes back after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
