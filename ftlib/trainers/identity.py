@@ -17,10 +17,28 @@ from ftlib.adapters.attach import AnyModel
 from ftlib.engine.engine import Engine
 from ftlib.engine.manifest import versions
 
-__all__ = ["adapter_settings", "data_fingerprint", "machine", "plain", "weights_fingerprint"]
+__all__ = ["adapter_settings", "data_fingerprint", "identity", "machine", "plain", "weights_fingerprint"]
 
 # Of a peft configuration: where it came from and what it is used for, not what it computes.
 _PROVENANCE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
+
+
+def identity(engine: Engine, model: AnyModel, data: Dataset | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What must be the same for a run to go on: settings, data, adapter and frozen weights.
+
+    Args:
+        engine: with its settings and objective.
+        model: the one it trains.
+        data: encoded examples.
+    """
+    return {
+        **engine.config.identity(),
+        "learning_rate": engine.learning_rate,
+        "objective": plain(engine.objective),
+        "adapter": adapter_settings(model),
+        "data": data_fingerprint(data),
+        "base_weights": weights_fingerprint(model),
+    }
 
 
 def data_fingerprint(data: Dataset | Sequence[Mapping[str, Any]]) -> str:

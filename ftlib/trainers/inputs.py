@@ -23,16 +23,30 @@ SHOWN = 20  # rows named in an error
 
 
 def resolve_model(
-    model: AnyModel | str | Path, tokenizer: PreTrainedTokenizerBase | None, adapter: AnyAdapter | None
+    model: AnyModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    adapter: AnyAdapter | None,
+    *,
+    task: str,
+    prepare: Callable[[AnyModel], AnyModel],
 ) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
     """A model to train and its tokenizer, from a loaded model or a name.
 
     A loaded model without a tokenizer gets the one saved beside its weights, if there is one.
+
+    Args:
+        model: a loaded one, or a name for `ftlib.load`.
+        tokenizer: the caller's; None looks for one.
+        adapter: attached to the model that `prepare` made; by `ftlib.load` to one given by name.
+        task: of `ftlib.load`.
+        prepare: makes the model to train of a loaded one.
     """
     if isinstance(model, str | Path):
-        made, found = load(model, adapter=adapter)
+        made, found = load(model, adapter=adapter, task=task)
         return made, tokenizer or found
-    made = model if adapter is None else adapters.attach(model, adapter)
+    made = prepare(model)
+    if adapter is not None:
+        made = adapters.attach(made, adapter)
     home = inner_model(made).name_or_path
     if tokenizer is None and home and (Path(home) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(home)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any, final
 
-__all__ = ["TrainResult"]
+from ftlib.engine.engine import Engine
+from ftlib.engine.window import peak_memory
+from ftlib.trainers.snapshot import Boundary, Counters
+
+__all__ = ["TrainResult", "result_of"]
 
 
 @final
@@ -31,6 +36,30 @@ class TrainResult:
             for name, value in {**self.metrics, "stopped by": self.stopped_by or "its end"}.items()
         )
         return f"<table>{cells}</table>"
+
+
+def result_of(boundary: Boundary, before: Counters, engine: Engine, stopped_by: str | None) -> TrainResult:
+    """The result of a run.
+
+    Args:
+        boundary: where it ended.
+        before: what had been done when it began; the speed is of this run alone.
+        engine: that made its steps.
+        stopped_by: see `TrainResult`.
+    """
+    counters, best = boundary.counters, boundary.best
+    losses = [row["loss"] for row in boundary.history if "loss" in row]
+    metrics = {
+        "loss": losses[-1] if losses else math.nan,
+        "steps": counters.step,
+        **{name: value for name, value in asdict(counters).items() if name != "step"},
+        "skipped_steps": engine.skipped,
+        "tokens_per_second": (counters.tokens - before.tokens) / max(counters.seconds - before.seconds, 1e-9),
+        "peak_memory_bytes": peak_memory(engine.device),
+    }
+    if best["step"] is not None:
+        metrics |= {"best_metric": best["metric"], "best_step": best["step"]}
+    return TrainResult(list(boundary.history), metrics, stopped_by)
 
 
 def _text(value: Any) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import final
 
+from ftlib.batches import LossOutput
+from ftlib.evaluation import perplexity
 from ftlib.objectives import SFT, Objective
 from ftlib.trainers.base import Trainer
 
@@ -25,3 +27,14 @@ class SFTTrainer(Trainer):
     def default_objective(self) -> Objective:
         """`objectives.SFT`."""
         return SFT()
+
+    def evaluation(self, output: LossOutput) -> dict[str, float]:
+        """With the perplexity, ``exp(nll)``, unless an objective of the caller's own has no such term."""
+        reported = super().evaluation(output)
+        if "nll" not in output.terms:
+            return reported
+        return {
+            "loss": reported["loss"],
+            "perplexity": perplexity(float(output.terms["nll"].value)),
+            **reported,
+        }
