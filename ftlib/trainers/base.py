@@ -11,6 +11,7 @@ A subclass says what is minimised and how records become examples:
 | what an evaluation reports | `evaluation` | loss and metrics |
 | what is predicted of each example | `predictions` | its loss and weight |
 | why it writes no text | `no_generation` | it does |
+| what else a checkpoint holds | `stateful_parts` | the objective, if it has a state |
 
 Evaluation, prediction, generation and saving are in `ftlib.trainers.trained`, the step in `ftlib.engine`,
 checkpoints in `ftlib.trainers.checkpoints`.
@@ -45,7 +46,7 @@ from ftlib.trainers.identity import identity
 from ftlib.trainers.inputs import AnyAdapter, resolve_model
 from ftlib.trainers.observers import dispatcher, progress_display
 from ftlib.trainers.result import TrainResult, result_of
-from ftlib.trainers.snapshot import Boundary
+from ftlib.trainers.snapshot import Boundary, Stateful
 from ftlib.trainers.stops import Stops
 from ftlib.trainers.trained import TrainedModel
 
@@ -128,6 +129,7 @@ class Trainer(TrainedModel):
             self.sampler,
             self.callbacks,
             identity=lambda: identity(self.engine, self.model, self.train_data),
+            parts=self.stateful_parts,
         )
         self.boundary = Boundary()
         self._random: RandomState | None = None  # where an earlier `train()` left the generators
@@ -145,6 +147,14 @@ class Trainer(TrainedModel):
     def prepare_model(self, model: AnyModel) -> AnyModel:
         """The model to train, from one that is loaded; before an adapter is attached and data are encoded."""
         return model
+
+    def stateful_parts(self) -> Mapping[str, Stateful]:
+        """What has a state beside weights and optimiser, such as a moving reference; by name.
+
+        It goes into every checkpoint and comes back on resume.
+        """
+        objective = self.engine.objective
+        return {"objective": objective} if isinstance(objective, Stateful) else {}
 
     # -- the loop ------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from ftlib.errors import CheckpointError, ConfigError
 from ftlib.export.save import save_weights
 from ftlib.trainers import snapshot
 from ftlib.trainers.identity import machine
-from ftlib.trainers.snapshot import Boundary
+from ftlib.trainers.snapshot import Boundary, Stateful
 
 __all__ = ["Checkpoints"]
 
@@ -41,6 +41,7 @@ class Checkpoints:
         sampler: the data cursor.
         callbacks: whose memory is kept.
         identity: the settings, data and frozen weights that must not change; asked for once.
+        parts: what else has a state to keep, asked for at every checkpoint.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Checkpoints:
         sampler: StepSampler,
         callbacks: CallbackDispatcher,
         identity: Callable[[], Mapping[str, Any]],
+        parts: Callable[[], Mapping[str, Stateful]],
     ) -> None:
         self.model = model
         self.engine = engine
@@ -59,6 +61,7 @@ class Checkpoints:
         self.saved_step: int | None = None  # of the last checkpoint written or resumed from
         self._make_identity = identity
         self._identity: Mapping[str, Any] | None = None
+        self._parts = parts
         self._run_id = engine.from_first_rank(uuid.uuid4().hex[:12])
         self._resumed_from: Path | None = None
 
@@ -87,7 +90,7 @@ class Checkpoints:
         if differing := differences(manifest["machine"], machine(self.engine)):
             logger.warning("%s: bit-identical results are not promised:\n%s", path, differing)
         changed = bool(differences(manifest["config"], identity))
-        boundary, remembered = snapshot.read(path, self.engine, self.sampler, changed=changed)
+        boundary, remembered = snapshot.read(path, self.engine, self.sampler, self._parts(), changed=changed)
         self.callbacks.restore_states(remembered)
         self._run_id, self._resumed_from, self.saved_step = manifest["run_id"], path, manifest["step"]
         logger.info("resuming from %s at step %d", path, boundary.counters.step)
@@ -101,13 +104,13 @@ class Checkpoints:
         """
         if self.folder is None:
             return False
-        random_states = self.engine.rng_states()
+        random_states, parts = self.engine.rng_states(), self._parts()
 
         def write(folder: Path) -> None:
             save_weights(folder, self.model)
             (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
             states = self.callbacks.states()
-            snapshot.write(folder, self.engine, self.sampler, boundary, states, random_states)
+            snapshot.write(folder, self.engine, self.sampler, boundary, states, random_states, parts)
 
         if self.engine.accelerator.is_main_process:
             store = CheckpointStore(
@@ -120,7 +123,7 @@ class Checkpoints:
                 boundary.counters.step,
                 write,
                 manifest={"config": self._settings(), "machine": machine(self.engine)},
-                expected_bytes=snapshot.expected_bytes(self.engine),
+                expected_bytes=snapshot.expected_bytes(self.engine, parts),
                 best=best,
             )
             logger.info("saved %s", path)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ftlib.adapters.attach import AnyModel
 from ftlib.engine.engine import Engine
 from ftlib.engine.manifest import versions
+from ftlib.trainers.snapshot import Stateful
 
 __all__ = ["adapter_settings", "data_fingerprint", "identity", "machine", "plain", "weights_fingerprint"]
 
@@ -73,7 +74,10 @@ def adapter_settings(model: AnyModel) -> dict[str, Any] | None:
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON holds it, the same in every process: functions and objects by name, sets sorted."""
+    """A setting as JSON holds it, the same in every process: functions and objects by name, sets sorted.
+
+    Fields that a `Stateful` object keeps in its state are no settings.
+    """
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
@@ -85,7 +89,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        state = value.state_dict() if isinstance(value, Stateful) else {}
+        names = [field.name for field in fields(value) if field.name not in state]
+        named = {name: plain(getattr(value, name)) for name in names}
         return {"type": type(value).__qualname__, **named}
     return getattr(value, "__qualname__", type(value).__qualname__)
 

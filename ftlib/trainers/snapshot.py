@@ -6,16 +6,18 @@
 | ``train_state.safetensors`` | the trained weights in training precision |
 | ``optimizer.safetensors`` | moments, by parameter name |
 | ``rng.safetensors`` | generator states of every rank |
-| ``state.json`` | counters, cursor, schedule, open log window, history, callbacks |
+| ``parts.safetensors`` | tensors of what else the trainer names, such as a moving reference |
+| ``state.json`` | counters, cursor, schedule, open log window, history, callbacks, those parts' values |
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
@@ -26,7 +28,20 @@ from ftlib.engine.files import load_state, load_tensors, save_state, save_tensor
 from ftlib.engine.optimizer_state import flatten_optimizer, restore_optimizer
 from ftlib.engine.window import LogWindow
 
-__all__ = ["Boundary", "Counters", "expected_bytes", "load_weights", "read", "write"]
+__all__ = ["Boundary", "Counters", "Stateful", "expected_bytes", "load_weights", "read", "write"]
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part of a run with a state of its own, the same on every rank, that changes only between steps."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors, and values that JSON holds, by name. Tensors stand at the top, not inside values."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> object:
+        """Take such a state over: tensors come bit for bit, on the CPU; tuples come as lists."""
 
 
 @final
@@ -67,6 +82,7 @@ def write(
     boundary: Boundary,
     callbacks: Sequence[Mapping[str, Any]],
     random_states: Sequence[RandomState],
+    parts: Mapping[str, Stateful],
 ) -> None:
     """Put every file but the exported weights and the manifest into `folder`.
 
@@ -77,6 +93,7 @@ def write(
         boundary: where the run stands.
         callbacks: what these remember.
         random_states: of every rank, in order.
+        parts: what else has a state, by names without ``/``.
     """
     moments, options = flatten_optimizer(engine.optimizer, engine.masters.named)
     save_tensors(folder / "train_state.safetensors", _detached(engine.masters.named))
@@ -87,6 +104,9 @@ def write(
         for name, tensor in tensors.items()
     }
     save_tensors(folder / "rng.safetensors", generators)
+    tensors, values = _state_of(parts)
+    if tensors:
+        save_tensors(folder / "parts.safetensors", tensors)
     state = {
         "counters": asdict(boundary.counters),
         "window": boundary.window.state(),
@@ -100,12 +120,13 @@ def write(
         "callbacks": callbacks,
         "skipped": engine.skipped,
         "max_tokens": engine.max_tokens,
+        "parts": values,
     }
     save_state(folder / "state.json", state)
 
 
 def read(
-    folder: Path, engine: Engine, sampler: StepSampler, *, changed: bool
+    folder: Path, engine: Engine, sampler: StepSampler, parts: Mapping[str, Stateful], *, changed: bool
 ) -> tuple[Boundary, list[dict[str, Any]]]:
     """Continue from a verified folder: weights, moments, schedule, cursor and random states are set.
 
@@ -113,6 +134,7 @@ def read(
         folder: a checkpoint.
         engine: set to its state.
         sampler: likewise.
+        parts: likewise. One that the checkpoint does not know is left as it is, with a warning.
         changed: the settings are no longer those of the checkpoint, and the present ones count: the
             options of the optimiser stay, and the schedule is run to the checkpoint's step.
 
@@ -131,6 +153,7 @@ def read(
         engine.max_tokens = state["max_tokens"]  # lower than configured after running out of memory
     engine.skipped = state["skipped"]
     sampler.load_state_dict(state["cursor"])
+    _restore(parts, folder, state.get("parts", {}))  # checkpoints of 0.1 have none
     _restore_rank(folder, state["rng"], engine.accelerator.process_index)
     boundary = Boundary(
         Counters(**state["counters"]),
@@ -160,16 +183,41 @@ def _restore_rank(folder: Path, scalars: Sequence[Mapping[str, Any]], rank: int)
         restore_rng(own, scalars[rank])
 
 
+def _state_of(parts: Mapping[str, Stateful]) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Tensors by ``part/name``, and the other values by part."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for part, owner in parts.items():
+        state = owner.state_dict()
+        tensors |= {f"{part}/{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+        values[part] = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    return tensors, values
+
+
+def _restore(parts: Mapping[str, Stateful], folder: Path, values: Mapping[str, Mapping[str, Any]]) -> None:
+    file = folder / "parts.safetensors"
+    tensors = load_tensors(file) if file.exists() else {}
+    for part in values.keys() - parts.keys():
+        logger.info("%s remembers the state of %r, which this run does not use", folder, part)
+    for part, owner in parts.items():
+        if part not in values:
+            logger.warning("%s holds no state of %r, which goes on as it is now", folder, part)
+            continue
+        own = {name.partition("/")[2]: each for name, each in tensors.items() if name.startswith(f"{part}/")}
+        owner.load_state_dict({**values[part], **own})
+
+
 def load_weights(folder: Path, engine: Engine) -> None:
     """Set the trained weights, and nothing else, to those of a checkpoint."""
     engine.masters.load(load_tensors(folder / "train_state.safetensors"))
 
 
-def expected_bytes(engine: Engine) -> int:
-    """About how much a checkpoint takes: exported weights, masters and two moments each."""
+def expected_bytes(engine: Engine, parts: Mapping[str, Stateful]) -> int:
+    """About how much a checkpoint takes: exported weights, masters and two moments each, other parts."""
     trained = sum(weight.numel() * weight.element_size() for weight in engine.masters.named.values())
     exported = sum(weight.numel() * weight.element_size() for weight in engine.masters.weights.values())
-    return exported + 3 * trained + 2**20
+    others = sum(tensor.numel() * tensor.element_size() for tensor in _state_of(parts)[0].values())
+    return exported + 3 * trained + others + 2**20
 
 
 def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
