@@ -90,7 +90,12 @@ def tiny_config(arch: str, **changes: Any) -> PretrainedConfig:
 
 
 def tiny_model(
-    arch: str = "llama", *, seed: int = 0, attention: str = "eager", **changes: Any
+    arch: str = "llama",
+    *,
+    seed: int = 0,
+    attention: str = "eager",
+    auto: Any = AutoModelForCausalLM,
+    **changes: Any,
 ) -> PreTrainedModel:
     """A model with random weights that depend on `seed` alone, in evaluation mode.
 
@@ -98,10 +103,11 @@ def tiny_model(
         arch: one of `ARCHITECTURES`.
         seed: of the private generator; the global random state is left alone.
         attention: transformers' `attn_implementation`.
+        auto: transformers' auto class, of another task than language modelling, say.
         changes: configuration fields to replace.
     """
     with torch.random.fork_rng(devices=[]):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = auto.from_config(
             tiny_config(arch, **changes), attn_implementation=attention, dtype=torch.float32
         )
     generator = torch.Generator().manual_seed(seed)

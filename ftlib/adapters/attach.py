@@ -13,13 +13,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import cast
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
 from ftlib.adapters.fused import fuse
+from ftlib.adapters.task import score_head
 from ftlib.errors import CapabilityError, ConfigError
 
 __all__ = ["attach", "load_adapter", "merge", "model_capabilities"]
@@ -94,6 +95,8 @@ def _settled_names() -> Iterator[None]:
 def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:
     """A copy of the configuration, fitted to this model, with the fused projection where it applies."""
     copy = fuse(deepcopy(config))
+    if score_head(model) is not None:
+        copy.task_type = TaskType.SEQ_CLS  # peft then trains and saves the head, whatever the adapter
     copy.base_model_name_or_path = None  # peft writes the name of the model at hand
     if hasattr(copy, "fan_in_fan_out") and any(type(module) is Conv1D for module in model.modules()):
         copy.fan_in_fan_out = True  # GPT-2 stores its matrices transposed

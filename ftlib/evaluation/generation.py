@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel, model_capabilities
-from ftlib.errors import ConfigError, DataError
+from ftlib.errors import CapabilityError, ConfigError, DataError
 from ftlib.models.modes import evaluation_mode
 from ftlib.models.parts import inner_model
 
@@ -72,6 +72,7 @@ def generate(
         Completions without their prompts, in the order of `prompts`, each up to and with its stop id.
 
     Raises:
+        CapabilityError: a model that writes nothing, such as a reward model.
         ConfigError: an unknown option (the nearest name is given), one without effect, or a prompt
             that fills the model's context.
         DataError: an empty prompt.
@@ -80,6 +81,11 @@ def generate(
         >>> ids = generate(model, tokenizer, [[5, 6, 7]], stop_ids=[2])  # doctest: +SKIP
     """
     inner = inner_model(model)
+    if not inner.can_generate():
+        raise CapabilityError(
+            f"generate: expected a causal language model, got {type(inner).__name__}. "
+            "Load one with ftlib.load(name)."
+        )
     model_capabilities(model)  # virtual tokens live outside the model inside: refused here by name
     settings = _settings(tokenizer, stop_ids, max_new_tokens, do_sample, seed, generation_options)
     if batch_size < 1:

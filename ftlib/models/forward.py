@@ -1,4 +1,4 @@
-"""One forward for every objective: log-probabilities of a packed batch's targets.
+"""One forward for every objective: log-probabilities of a packed batch's targets, or scores.
 
 Which path a model takes is planned once, from declared capabilities and a start-up check (`plan.py`);
 what the paths compute is in `scoring.py`.
@@ -35,14 +35,20 @@ class Scorer(nn.Module):
         self.path = path
 
     def forward(
-        self, batch: PackedBatch, *, temperature: float = 1.0, entropy: bool = False, hidden: bool = False
+        self,
+        batch: PackedBatch,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        hidden: bool = False,
+        scores: bool = False,
     ) -> Scored:
         """See `forward`."""
         plan = plan_for(self.model)
         if self.path == "grouped":
             plan.require_grouped()
         plan = plan if self.path is None else replace(plan, path=self.path)
-        return score(plan, batch, temperature=temperature, entropy=entropy, hidden=hidden)
+        return score(plan, batch, temperature=temperature, entropy=entropy, hidden=hidden, scores=scores)
 
 
 def forward(
@@ -52,21 +58,26 @@ def forward(
     temperature: float = 1.0,
     entropy: bool = False,
     hidden: bool = False,
+    scores: bool = False,
     path: Path | None = None,
 ) -> Scored:
-    """Log-probabilities of the batch's targets under the model.
+    """Log-probabilities of the batch's targets under a language model, or the scores of a reward model.
 
     Args:
-        model: a transformers or peft causal model, a `Scorer`, or a wrapper accelerate put around one.
+        model: a transformers or peft causal model, or one for sequence classification; a `Scorer`, or a
+            wrapper accelerate put around one.
         batch: on the model's device.
         temperature: divides the logits, > 0.
         entropy: also return the entropy of each scored row.
         hidden: also return the hidden state of each continuation's last token.
+        scores: return the scores of each continuation, read at its last token, instead of
+            log-probabilities: what a model with a score head has, and must be asked for.
         path: force one path; None takes the planned one.
 
     Raises:
-        CapabilityError: the model cannot take the path asked for.
-        ConfigError: an unknown path, or one for a `Scorer`, which has its own.
+        CapabilityError: the model cannot take the path asked for, or its head is of the other kind.
+        ConfigError: an unknown path, one for a `Scorer`, which has its own, or an option of
+            log-probabilities where there are none.
     """
     wrapped = isinstance(getattr(model, "module", model), Scorer)
     if wrapped and path is not None:
@@ -74,5 +85,5 @@ def forward(
             f"forward: expected a Scorer to keep its own path, got path={path!r}. Give it to Scorer()."
         )
     scorer = model if wrapped else Scorer(model, path=path)
-    scored: Scored = scorer(batch, temperature=temperature, entropy=entropy, hidden=hidden)
+    scored: Scored = scorer(batch, temperature=temperature, entropy=entropy, hidden=hidden, scores=scores)
     return scored

@@ -1,21 +1,49 @@
-"""The parts of a causal language model that the forward calls, and the path they take."""
+"""The parts of a decoder that the forward calls, and the path they take.
+
+Shapes: C continuations, D hidden width, K scores of a continuation.
+"""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, cast, final
 
+import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ftlib.adapters.task import score_head
 from ftlib.errors import CapabilityError
 from ftlib.models.head import Head
 
-__all__ = ["Path", "Plan", "inner_model", "make_plan"]
+__all__ = ["Path", "Plan", "ScoreHead", "inner_model", "make_plan"]
 
 Path = Literal["grouped", "padded"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ScoreHead:
+    """The map from a continuation's last state to its scores.
+
+    Args:
+        module: one linear map [C, D] to [C, K], or peft's copy of it.
+    """
+
+    module: nn.Module
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weight, which may be wider than the body's."""
+        return cast(Tensor, self.module.weight).dtype
+
+    def scores(self, last_CD: Tensor) -> Tensor:
+        """[C, K], at least float32, under autocast too."""
+        with torch.autocast(last_CD.device.type, enabled=False):
+            scores_CK: Tensor = self.module(last_CD.to(self.dtype))
+        return scores_CK.to(torch.promote_types(scores_CK.dtype, torch.float32))
 
 
 @final
@@ -25,14 +53,14 @@ class Plan:
 
     Args:
         body: the model without its head; gives hidden states.
-        head: from hidden states to logits.
+        head: from hidden states to logits, or to scores.
         path: "grouped" or "padded".
         reason: why, in words for the log.
         takes_positions: whether the body accepts explicit positions.
     """
 
     body: PreTrainedModel
-    head: Head
+    head: Head | ScoreHead
     path: Path
     reason: str
     takes_positions: bool
@@ -45,15 +73,32 @@ class Plan:
                 f"{self.reason}. Leave `path` alone; the padded path gives the same results."
             )
 
+    def require_head(self, *, scores: bool) -> Head | ScoreHead:
+        """The head, if it gives what is asked for; else `CapabilityError`."""
+        if scores and isinstance(self.head, Head):
+            raise CapabilityError(
+                f"forward: expected a model with a score head for scores=True, got a language model on "
+                f"{type(self.body).__name__}. Load one with ftlib.load(name, task='reward')."
+            )
+        if not scores and isinstance(self.head, ScoreHead):
+            raise CapabilityError(
+                f"forward: expected scores=True for a model with a score head, got scores=False for one on "
+                f"{type(self.body).__name__}. Log-probabilities come from ftlib.load(name), scores from "
+                "ftlib.load(name, task='reward')."
+            )
+        return self.head
+
 
 def inner_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside, adapters and all.
+    """The transformers decoder inside, adapters and all.
 
     Raises:
-        CapabilityError: not a causal language model.
+        CapabilityError: neither a causal language model nor a decoder with a score head.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is None:
+    if not isinstance(inner, PreTrainedModel) or (
+        inner.get_output_embeddings() is None and score_head(inner) is None
+    ):
         raise CapabilityError(
             f"models.forward: expected a causal language model of transformers, plain or with adapters, got "
             f"{type(inner).__name__}. Load one with ftlib.load(name)."
@@ -70,17 +115,24 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
     """The parts of a model, to run on one path.
 
     Raises:
-        CapabilityError: not a causal language model, or one without a body of its own.
+        CapabilityError: not a decoder, or one without a body of its own.
     """
     inner = inner_model(model)
-    text = inner.config.get_text_config(decoder=True)
-    multiplied, divided = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
-    scale = float(multiplied or 1.0) / float(divided or 1.0)
-    head = Head(inner.get_output_embeddings(), getattr(text, "final_logit_softcapping", None), scale)
     body = inner.base_model
     if body is inner or not isinstance(body, PreTrainedModel):
         raise CapabilityError(
             f"models.forward: expected a model with a body under its head, got {type(inner).__name__} "
             "without one. Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
         )
-    return Plan(body, head, path, reason, "position_ids" in inspect.signature(body.forward).parameters)
+    takes_positions = "position_ids" in inspect.signature(body.forward).parameters
+    return Plan(body, _head(inner), path, reason, takes_positions)
+
+
+def _head(inner: PreTrainedModel) -> Head | ScoreHead:
+    scores = score_head(inner)
+    if scores is not None:
+        return ScoreHead(scores)
+    text = inner.config.get_text_config(decoder=True)
+    multiplied, divided = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
+    scale = float(multiplied or 1.0) / float(divided or 1.0)
+    return Head(inner.get_output_embeddings(), getattr(text, "final_logit_softcapping", None), scale)

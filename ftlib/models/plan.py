@@ -1,27 +1,30 @@
 """How one model runs a packed batch: flat with grouped attention, or padded. Decided once, logged.
 
 The decision reads declarations (transformers' attention-backend flag, the adapter's capabilities, the
-config) and then proves itself on one small batch: the chosen path must give the model's own logits.
-That check catches what no declaration says, such as a head with a scale of its own.
+config) and then proves itself on one small batch: the chosen path must give the model's own logits, or
+its own scores. That check catches what no declaration says, such as a head with a scale of its own.
 
-Shapes: B = 2 sequences of L = 4 tokens, N scored rows, D hidden width, V vocabulary.
+Shapes: B = 2 sequences of L = 4 tokens, N scored rows, D hidden width, V vocabulary, K scores.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ftlib.adapters.attach import model_capabilities
 from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError
+from ftlib.models.head import Head
 from ftlib.models.layout import GroupLayout
 from ftlib.models.modes import evaluation_mode
-from ftlib.models.parts import Path, Plan, inner_model, make_plan
+from ftlib.models.parts import Path, Plan, ScoreHead, inner_model, make_plan
 from ftlib.models.scoring import hidden_states
 
 __all__ = ["plan_for"]
@@ -33,10 +36,10 @@ _verdicts: WeakKeyDictionary[nn.Module, tuple[Path, str]] = WeakKeyDictionary()
 
 
 def plan_for(model: nn.Module) -> Plan:
-    """The plan of a causal language model; the first call for a model runs the start-up check.
+    """The plan of a decoder with either head; the first call for a model runs the start-up check.
 
     Raises:
-        CapabilityError: not a causal model, or its logits are not a head on the body's last state.
+        CapabilityError: no such model, or its output is not the head on the body's last state.
     """
     if model not in _verdicts:
         _verdicts[model] = _decide(model)
@@ -52,27 +55,58 @@ def _decide(model: nn.Module) -> tuple[Path, str]:
     exact = torch.autocast(padded.body.device.type, enabled=False)
     with evaluation_mode(model), torch.no_grad(), exact:
         states_BLD = padded.body(input_ids=ids_BL, use_cache=False).last_hidden_state
-        own_BLV = inner(input_ids=ids_BL, use_cache=False).logits
-        # a difference has to be seen in any dtype: the head repeats one product, the paths every layer
-        eps = torch.finfo(states_BLD.dtype).eps
-        head_error = _error(padded.head.logits(states_BLD), own_BLV)
-        if not head_error <= 8 * eps:
-            raise CapabilityError(
-                f"models.forward: expected logits that are a linear head on the last hidden state, got "
-                f"{type(inner).__name__}, whose own logits differ by {head_error:.2g} of their size. "
-                "Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
-            )
+        if isinstance(padded.head, ScoreHead):
+            _check_scores(inner, padded.head, ids_BL)
+        else:
+            _check_logits(inner, padded.head, ids_BL, states_BLD)
         own_ND = states_BLD[:, 1:3].flatten(0, 1)
         against = _declared_against_grouping(model) or _seen_against_grouping(model, batch, own_ND)
         if against is None:
             return "grouped", "declared, and equal to the model's own logits at start-up"
         states_ND, _ = hidden_states(padded, batch, GroupLayout(batch.spans))
-        if not _error(states_ND, own_ND) <= eps**0.5:
+        if not _error(states_ND, own_ND) <= torch.finfo(own_ND.dtype).eps ** 0.5:
             raise CapabilityError(
                 f"models.forward: expected rows that depend on earlier tokens alone, got "
                 f"{type(inner).__name__}, whose states change when positions and lengths are explicit."
             )
     return "padded", against
+
+
+def _check_logits(inner: PreTrainedModel, head: Head, ids_BL: Tensor, states_BLD: Tensor) -> None:
+    own_BLV = inner(input_ids=ids_BL, use_cache=False).logits
+    # seen in any dtype: the head repeats one product, where the paths repeat every layer
+    error = _error(head.logits(states_BLD), own_BLV)
+    if not error <= 8 * torch.finfo(states_BLD.dtype).eps:
+        raise CapabilityError(
+            f"models.forward: expected logits that are a linear head on the last hidden state, got "
+            f"{type(inner).__name__}, whose own logits differ by {error:.2g} of their size. "
+            "Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
+        )
+
+
+def _check_scores(inner: PreTrainedModel, head: ScoreHead, ids_BL: Tensor) -> None:
+    """On one row, which transformers pools without a pad id, unless the row ends in that id."""
+    pad = inner.config.get_text_config(decoder=True).pad_token_id
+    ids_1L = ids_BL[1:] if int(ids_BL[0, -1]) == pad else ids_BL[:1]
+    scores_LK = head.scores(inner.base_model(input_ids=ids_1L, use_cache=False).last_hidden_state[0])
+    with _taking_any_dtype(head):
+        own_K = inner(input_ids=ids_1L, use_cache=False).logits[0]
+    error = float((scores_LK[-1] - own_K).norm())
+    if not error <= 8 * torch.finfo(head.dtype).eps * float(scores_LK.norm()):
+        raise CapabilityError(
+            f"models.forward: expected scores that are a linear head on the last token's state, got "
+            f"{type(inner).__name__}, whose own scores differ by {error:.2g}. Take the scores it gives."
+        )
+
+
+@contextmanager
+def _taking_any_dtype(head: ScoreHead) -> Iterator[None]:
+    """A head that casts its input, as ours does: transformers gives a float32 head the body's bf16 states."""
+    handle = head.module.register_forward_pre_hook(lambda _, states: (states[0].to(head.dtype),))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _declared_against_grouping(model: nn.Module) -> str | None:

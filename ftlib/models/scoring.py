@@ -1,25 +1,27 @@
-"""Log-probabilities of a packed batch on a planned path: flat and grouped, or padded.
+"""Log-probabilities or scores of a packed batch on a planned path: flat and grouped, or padded.
 
     1. the body runs once, over the flat row or over one padded row per continuation;
-    2. the head turns the scored rows, and no others, into log-probabilities.
+    2. a language model's head turns the scored rows, and no others, into log-probabilities; a score
+       head turns the last row of each continuation into scores.
 
-Shapes: T tokens, N scored rows, C continuations, L padded length, D hidden width.
+Shapes: T tokens, N scored rows, C continuations, L padded length, D hidden width, K scores.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from ftlib.batches import PackedBatch, Span
+from ftlib.errors import ConfigError
 from ftlib.models.attention import grouped_scope
 from ftlib.models.checkpointing import grouped_recompute
 from ftlib.models.head import head_logprobs
 from ftlib.models.layout import GroupLayout
-from ftlib.models.parts import Plan
+from ftlib.models.parts import Plan, ScoreHead
 
 __all__ = ["Scored", "hidden_states", "score"]
 
@@ -30,22 +32,37 @@ class Scored:
     """What the model says of a packed batch.
 
     Args:
-        logprobs_N: log-probability of each target, nats, at least float32.
+        logprobs_N: log-probability of each target, nats, at least float32; empty from a score head.
         entropy_N: entropy of each scored row, nats, detached; None unless asked for.
         last_CD: final hidden state at each continuation's last token; None unless asked for.
+        scores_CK: what a score head says of each continuation, at least float32; else None.
     """
 
     logprobs_N: Tensor
     entropy_N: Tensor | None = None
     last_CD: Tensor | None = None
+    scores_CK: Tensor | None = None
 
 
 def score(
-    plan: Plan, batch: PackedBatch, *, temperature: float = 1.0, entropy: bool = False, hidden: bool = False
+    plan: Plan,
+    batch: PackedBatch,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    hidden: bool = False,
+    scores: bool = False,
 ) -> Scored:
     """The forward of a planned model; `forward` is this with the plan looked up."""
+    head = plan.require_head(scores=scores)
+    if isinstance(head, ScoreHead):
+        if entropy or temperature != 1.0:
+            raise ConfigError("forward: entropy and temperature have no effect on scores. Leave them out.")
+        _, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=True)
+        scores_CK = head.scores(cast(Tensor, last_CD))
+        return Scored(scores_CK.new_empty(0), None, last_CD if hidden else None, scores_CK)
     rows_ND, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=hidden)
-    output = head_logprobs(plan.head, rows_ND, batch.targets_N, temperature=temperature, entropy=entropy)
+    output = head_logprobs(head, rows_ND, batch.targets_N, temperature=temperature, entropy=entropy)
     return Scored(output.logprobs_N, output.entropy_N, last_CD)
 
 

@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 from peft import PromptTuningConfig, TaskType, get_peft_model
-from transformers import GenerationConfig
+from transformers import AutoModelForSequenceClassification, GenerationConfig
 
 from ftlib import adapters
 from ftlib.errors import CapabilityError, ConfigError, DataError
@@ -163,6 +163,12 @@ def test_virtual_tokens_are_refused_rather_than_left_out():
     config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2)
     with pytest.raises(CapabilityError, match="virtual tokens"):
         generate(get_peft_model(tiny_model(), config), None, PROMPTS, stop_ids=[EOS])
+
+
+def test_a_model_that_writes_nothing_is_refused():
+    reward = tiny_model(auto=AutoModelForSequenceClassification, num_labels=1)
+    with pytest.raises(CapabilityError, match="expected a causal language model, got LlamaForSeq"):
+        generate(reward, None, [[5]])
 
 
 def test_text_ends_before_the_first_stop_token_and_shows_no_special_token():

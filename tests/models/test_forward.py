@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification
 
 from ftlib.errors import CapabilityError, ConfigError
 from ftlib.losses import entropy
@@ -75,6 +78,30 @@ def test_a_path_that_would_be_ignored_is_refused() -> None:
 def test_nothing_but_a_language_model_is_taken() -> None:
     with pytest.raises(CapabilityError, match="expected a causal language model of transformers"):
         forward(nn.Linear(2, 2), BATCH)
+
+
+def test_a_head_of_the_other_kind_is_refused_by_what_to_load() -> None:
+    language, reward = tiny_model(), tiny_model(auto=AutoModelForSequenceClassification, num_labels=1)
+    with pytest.raises(CapabilityError, match=r"got a language model .* task='reward'"):
+        forward(language, BATCH, scores=True)
+    with pytest.raises(CapabilityError, match=r"expected scores=True .* come from ftlib.load\(name\)"):
+        forward(reward, BATCH)
+
+
+@pytest.mark.parametrize("options", [{"entropy": True}, {"temperature": 0.5}])
+def test_options_of_log_probabilities_are_refused_where_there_are_none(options: dict[str, Any]) -> None:
+    reward = tiny_model(auto=AutoModelForSequenceClassification, num_labels=1)
+    with pytest.raises(ConfigError, match="no effect on scores"):
+        forward(reward, BATCH, scores=True, **options)
+
+
+def test_states_come_beside_scores_where_asked_for() -> None:
+    """The head is one matrix, so the states give the scores."""
+    reward = tiny_model(auto=AutoModelForSequenceClassification, num_labels=3)
+    scored = forward(reward, BATCH, scores=True, hidden=True)
+    assert scored.last_CD is not None
+    assert_close(scored.last_CD @ reward.score.weight.t(), scored.scores_CK)
+    assert forward(reward, BATCH, scores=True).last_CD is None
 
 
 @pytest.mark.parametrize("path", ["grouped", "padded"])

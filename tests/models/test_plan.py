@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -101,9 +102,9 @@ def test_an_encoder_decoder_is_refused() -> None:
         forward(T5ForConditionalGeneration(config), random_batch())
 
 
-def test_a_model_without_a_language_head_is_refused() -> None:
-    model = AutoModelForSequenceClassification.from_config(tiny_config("llama"))
-    with pytest.raises(CapabilityError, match="got LlamaForSequenceClassification"):
+def test_a_model_without_a_head_is_refused() -> None:
+    model = AutoModel.from_config(tiny_config("llama"))
+    with pytest.raises(CapabilityError, match="got LlamaModel"):
         forward(model, random_batch())
 
 
@@ -114,6 +115,25 @@ def test_logits_changed_after_the_head_are_refused_in_any_dtype(dtype: torch.dty
     model.register_forward_hook(lambda _, __, output: output.__setitem__("logits", output.logits * 1.1))
     with pytest.raises(CapabilityError, match="linear head on the last hidden state, got LlamaForCausalLM"):
         plan_for(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_changed_after_the_head_are_refused_in_any_dtype(dtype: torch.dtype) -> None:
+    model = tiny_model(auto=AutoModelForSequenceClassification, num_labels=2).to(dtype)
+    model.score.float()
+    model.register_forward_hook(lambda _, __, output: output.__setitem__("logits", output.logits * 1.1))
+    with pytest.raises(CapabilityError, match="got LlamaForSequenceClassification, whose own scores differ"):
+        plan_for(model)
+
+
+@pytest.mark.parametrize("pad", [None, 5, 26, 54], ids=["none", "first", "last", "last of the other row"])
+def test_the_check_of_scores_depends_on_no_pad_id(pad: int | None) -> None:
+    """26 and 54 end the two rows that are tried; a zero head scores all rows alike."""
+    model = tiny_model(auto=AutoModelForSequenceClassification, num_labels=1, pad_token_id=pad)
+    assert plan_for(model).path == "grouped"
+    torch.nn.init.zeros_(model.score.weight)
+    assert plan_for(copy.deepcopy(model)).path == "grouped"
+    assert not model.score._forward_pre_hooks
 
 
 def test_the_check_leaves_modes_random_state_and_configuration_alone() -> None:
