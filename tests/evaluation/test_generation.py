@@ -168,7 +168,7 @@ def test_virtual_tokens_are_refused_rather_than_left_out():
 def test_a_model_that_writes_nothing_is_refused():
     reward = tiny_model(auto=AutoModelForSequenceClassification, num_labels=1)
     with pytest.raises(CapabilityError, match="expected a causal language model, got LlamaForSeq"):
-        generate(reward, None, [[5]])
+        generate(reward, None, [[5]], stop_ids=[EOS])
 
 
 def test_text_ends_before_the_first_stop_token_and_shows_no_special_token():
