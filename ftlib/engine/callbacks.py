@@ -2,7 +2,8 @@
 
 Follows `transformers.trainer_callback.CallbackHandler`, with three differences: callbacks cannot move the
 random numbers of training, an error of a user's callback says where it came from, and a tracker named in
-``report_to`` that fails is dropped with one warning.
+``report_to`` that fails is dropped with one warning. A callback that does not override an event's method
+costs nothing at that event.
 """
 
 from __future__ import annotations
@@ -131,15 +132,19 @@ class CallbackDispatcher:
             raise ConfigError(f"event: expected one of {sorted(EVENTS)}, got {event!r}. Did you mean {near}?")
         for switch in _SWITCHED_OFF.get(event, ()):
             setattr(self.control, switch, False)
+        callbacks = [callback for callback in self._callbacks if _hears(callback, event)]
+        trackers = [(name, each) for name, each in self._trackers.items() if _hears(each, event)]
+        if not callbacks and not trackers:
+            return self.control
         with forked_rng():
-            for callback in self._callbacks:
+            for callback in callbacks:
                 try:
                     self._call(callback, event, kwargs)
                 except Exception as error:
                     where = f"{type(callback).__name__}.{event} at step {self.state.global_step}"
                     error.add_note(f"raised by the callback {where}")
                     raise
-            for name, tracker in list(self._trackers.items()):
+            for name, tracker in trackers:
                 try:
                     self._call(tracker, event, kwargs)
                 except Exception as error:  # noqa: BLE001  a tracker of any library may raise anything
@@ -193,6 +198,12 @@ class CallbackDispatcher:
                 f"{type(callback).__name__}.{event}: expected a TrainerControl or None, got {answer!r:.80}"
             )
         self.control = answer
+
+
+def _hears(callback: TrainerCallback, event: str) -> bool:
+    """Whether its method is another than the one of `TrainerCallback`, which does nothing."""
+    method = getattr(callback, event)
+    return getattr(method, "__func__", None) is not getattr(TrainerCallback, event)
 
 
 def greater_is_better(metric: str) -> bool:

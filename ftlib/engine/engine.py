@@ -82,6 +82,8 @@ class Engine:
         learning_rate: peak.
         should_stop: polled at every micro-batch of a single process. Ranks stop together, between
             steps: one that left a step alone would leave the others waiting. See `agreed`.
+        before_update: called when the gradient is clipped and found finite, before the optimiser moves.
+        after_update: called when it has moved, before gradients are cleared and the schedule moves.
 
     Raises:
         CapabilityError: a way of launching, or a precision, that is not supported.
@@ -94,6 +96,8 @@ class Engine:
     steps: int
     learning_rate: float
     should_stop: Callable[[], bool] = lambda: False
+    before_update: Callable[[], object] = lambda: None
+    after_update: Callable[[], object] = lambda: None
     accelerator: Accelerator = field(default_factory=Accelerator)
     skipped: int = 0
 
@@ -227,8 +231,10 @@ class Engine:
         if not finite:
             self._refuse(loss, grad_norm, examples)
         else:
+            self.before_update()
             self.optimizer.step()
             self.masters.publish()
+            self.after_update()
             self.schedule.step()
         self._clear_gradients()
         tokens = _tokens(examples)

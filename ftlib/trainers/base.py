@@ -66,7 +66,8 @@ class Trainer(TrainedModel):
         adapter: an `Adapter`, a `peft.PeftConfig`, or a saved adapter's folder; None trains what
             requires gradients.
         config: the run's settings.
-        callbacks: transformers `TrainerCallback`s.
+        callbacks: transformers `TrainerCallback`s, told what transformers' own trainer tells, in its
+            order, less what belongs to micro-batches (`on_substep_end`, `on_prediction_step`).
         objective: replaces the trainer's own.
 
     Raises:
@@ -117,6 +118,8 @@ class Trainer(TrainedModel):
             self.steps,
             self.learning_rate,
             should_stop=lambda: self._stops.asked,
+            before_update=lambda: self.callbacks.dispatch("on_pre_optimizer_step"),
+            after_update=lambda: self.callbacks.dispatch("on_optimizer_step"),
         )
         self._progress = progress_display(self.config)
         self.callbacks = dispatcher(
@@ -132,6 +135,7 @@ class Trainer(TrainedModel):
             parts=self.stateful_parts,
         )
         self.boundary = Boundary()
+        self._epoch_ends = False  # and its end is not yet told
         self._random: RandomState | None = None  # where an earlier `train()` left the generators
         self._best_weights: dict[str, Tensor] | None = None  # without a folder to keep them in
         self.callbacks.dispatch("on_init_end")
@@ -180,10 +184,10 @@ class Trainer(TrainedModel):
         with self._run(resume, allow_changes):
             before = replace(self.boundary.counters)
             with suppress(Stopped):  # a step, or an evaluation, left for the next run
-                self._report_and_save()  # what a stop left owing at this boundary
-                while self.boundary.counters.step < self.steps and not self._asked_to_stop():
+                self._settle()  # what a stop left owing at this boundary
+                while not self._done() and not self._asked_to_stop():
                     self._train_step()
-                    self._report_and_save()
+                    self._settle()
             self._finish()
             return result_of(self.boundary, before, self.engine, self._stops.by)
 
@@ -221,18 +225,47 @@ class Trainer(TrainedModel):
         self.boundary.counters.seconds += time.perf_counter() - began
         self._tell_state()
         step, config, control = self.boundary.counters.step, self.config, self.callbacks.control
-        last = step == self.steps
-        control.should_log |= last or _due(step, config.log_steps)
-        control.should_evaluate |= _due(step, config.eval_steps) or (last and config.eval_steps is not None)
+        control.should_log |= _due(step, config.log_steps)
+        control.should_evaluate |= _due(step, config.eval_steps)
         control.should_save |= _due(step, config.save_steps)
+        self._ask_for_the_last()
+        self._epoch_ends = self.sampler.state_dict()["offset"] == 0
         self.callbacks.dispatch("on_step_end")
-        if self.sampler.state_dict()["offset"] == 0:
-            self.callbacks.dispatch("on_epoch_end")
+
+    def _done(self) -> bool:
+        """All steps are made, or all epochs passed; a callback may have ended some of these early."""
+        passed = self.config.max_steps is None and self.sampler.state_dict()["epoch"] >= self.config.epochs
+        return passed or self.boundary.counters.step >= self.steps
 
     # -- what is due at a boundary -------------------------------------------------------------
 
+    def _settle(self) -> None:
+        """Everything that is due here, by the plan or at a callback's request; last the epoch's end."""
+        self._report_and_save()
+        self._epoch_ends |= self.engine.agreed(self.callbacks.control.should_epoch_stop)
+        if self._epoch_ends:
+            self._end_epoch()
+            self._report_and_save()  # what its end asked for
+
+    def _end_epoch(self) -> None:
+        cursor = self.sampler.state_dict()
+        if cursor["offset"]:  # a callback wants the rest of it left out
+            self.sampler.load_state_dict({"epoch": cursor["epoch"] + 1, "offset": 0})
+            self._tell_state()
+            self._ask_for_the_last()
+        self.callbacks.dispatch("on_epoch_end")
+        self._epoch_ends = self.callbacks.control.should_epoch_stop = False
+
+    def _ask_for_the_last(self) -> None:
+        """The last step is always logged, and evaluated if any is; once."""
+        control, step = self.callbacks.control, self.boundary.counters.step
+        evaluated = {row["step"] for row in self.boundary.history[-2:] if "loss" not in row}
+        control.should_log |= self._done()
+        control.should_evaluate |= (
+            self._done() and self.config.eval_steps is not None and step not in evaluated
+        )
+
     def _report_and_save(self) -> None:
-        """What is due at this step boundary, by the plan or at a callback's request."""
         if self.callbacks.control.should_log and self.boundary.window.sums:
             self._log()
         best = self.callbacks.control.should_evaluate and self._evaluate_and_log()
@@ -255,8 +288,8 @@ class Trainer(TrainedModel):
     def _evaluate_and_log(self) -> bool:
         """Whether this is the best evaluation so far."""
         metrics = self.evaluate()
-        self.callbacks.dispatch("on_evaluate", metrics=metrics)
         self._record({"step": self.boundary.counters.step, **metrics})
+        self.callbacks.dispatch("on_evaluate", metrics=metrics)
         best = update_best(self.callbacks.args, self.state, metrics)
         if best:
             self.boundary.best = {"metric": self.state.best_metric, "step": self.state.best_global_step}
@@ -272,13 +305,16 @@ class Trainer(TrainedModel):
     def _save(self, *, best: bool = False) -> None:
         control = self.callbacks.control
         control.should_save = False
+        if self.checkpoints.saved_step == self.boundary.counters.step and not best:
+            return
         self.boundary.owing = [name for name in _REQUESTS if getattr(control, name)]
+        if self._epoch_ends or control.should_epoch_stop:
+            self.boundary.owing.append("on_epoch_end")
         if self.checkpoints.save(self.boundary, best=best):
             self.callbacks.dispatch("on_save")
 
     def _finish(self) -> None:
-        if self.checkpoints.saved_step != self.boundary.counters.step:
-            self._save()
+        self._save()
         if self.config.load_best and self._best_weights is not None:
             self.engine.masters.load(self._best_weights)
         elif self.config.load_best and self.boundary.best["step"] is not None:
@@ -319,8 +355,9 @@ class Trainer(TrainedModel):
         self.state.log_history = list(boundary.history)
         self.state.best_metric = boundary.best["metric"]
         self.state.best_global_step = boundary.best["step"]
-        for request in boundary.owing:
-            setattr(self.callbacks.control, request, True)
+        self._epoch_ends = "on_epoch_end" in boundary.owing
+        for request in _REQUESTS:
+            setattr(self.callbacks.control, request, request in boundary.owing)
 
     def _asked_to_stop(self) -> bool:
         """On every rank as soon as on one."""
@@ -342,7 +379,8 @@ class Trainer(TrainedModel):
         self.state.epoch = self._epoch()
 
     def _epoch(self) -> float:
-        return self.boundary.counters.examples / len(self.train_data)
+        cursor = self.sampler.state_dict()
+        return cursor["epoch"] + cursor["offset"] / self.sampler.size
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Call this callback too, after the others."""

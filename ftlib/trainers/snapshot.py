@@ -65,7 +65,7 @@ class Boundary:
         window: the steps since the last logged row.
         history: the rows logged.
         best: the best evaluation: its metric and step.
-        owing: requests of `TrainerControl` that a stop left open at this boundary.
+        owing: what is still to do at this boundary: requests of `TrainerControl`, and "on_epoch_end".
     """
 
     counters: Counters = field(default_factory=Counters)

@@ -124,38 +124,6 @@ def test_history_says_where_and_how_fast():
     assert (result.metrics["steps"], result.metrics["examples"], result.stopped_by) == (3, 10, None)
 
 
-class Seen(TrainerCallback):
-    """Every event with its step, and the keys of what was logged."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, int]] = []
-
-    def __getattribute__(self, name: str):
-        if not name.startswith("on_"):
-            return super().__getattribute__(name)
-        return lambda args, state, control, **kwargs: self.events.append((name, state.global_step))
-
-
-def test_callbacks_are_told_in_the_order_of_transformers():
-    seen = Seen()
-    sft(data=DATA[:8], callbacks=[seen], eval_data=EVAL, eval_steps=2).train()
-    assert seen.events == [
-        ("on_init_end", 0),
-        ("on_train_begin", 0),
-        ("on_epoch_begin", 0),
-        ("on_step_begin", 0),
-        ("on_step_end", 1),
-        ("on_log", 1),
-        ("on_step_begin", 1),
-        ("on_step_end", 2),
-        ("on_epoch_end", 2),
-        ("on_log", 2),
-        ("on_evaluate", 2),
-        ("on_log", 2),
-        ("on_train_end", 2),
-    ]
-
-
 def test_callbacks_may_ask_for_a_log_an_evaluation_and_a_checkpoint(tmp_path):
     def ask(control) -> None:
         control.should_log = control.should_evaluate = control.should_save = True
