@@ -1,0 +1,143 @@
+"""Facts about the adapters in a model: which are active, which weights are in use, what they change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from ftlib.adapters.capability import capabilities_of
+from ftlib.errors import CapabilityError
+
+__all__ = ["active_adapters", "is_identity", "names_in", "parameters_in_use", "tuner_layers", "why_not_off"]
+
+
+def tuner_layers(model: nn.Module) -> Iterator[Any]:
+    """Modules of peft around the model's own: adapted layers, and those trained whole beside an adapter."""
+    return (each for each in model.modules() if isinstance(each, BaseTunerLayer | AuxiliaryTrainingWrapper))
+
+
+def names_in(layer: Any, names: Sequence[str]) -> list[str]:
+    """Those of the adapters `names` that a layer has, in that order."""
+    present = layer._get_available_adapters()
+    return [name for name in names if name in present]
+
+
+def active_adapters(model: nn.Module) -> tuple[str, ...]:
+    """The adapters that take part in a forward now; none of a plain model, or where they are switched off.
+
+    Raises:
+        CapabilityError: layers disagree, so that no list of names says what the model computes.
+    """
+    states = [
+        (layer, [] if layer.disable_adapters else names_in(layer, layer.active_adapters))
+        for layer in tuner_layers(model)
+    ]
+    found = tuple(dict.fromkeys(name for _, names in states for name in names))
+    for layer, names in states:
+        if names != names_in(layer, found):
+            raise CapabilityError(
+                f"adapters: expected the same active adapters in every layer, got {names} in one of "
+                f"{names_in(layer, found)}. Set them with model.set_adapter(name)."
+            )
+    return found
+
+
+def parameters_in_use(model: nn.Module, adapters: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The weights that a forward reads while exactly these adapters are active, by name; tied ones once.
+
+    Where an adapter trains a module whole, the module it stands in for is listed too.
+    """
+    used: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in _walk(model, "", adapters):
+        used.setdefault(id(parameter), (name, parameter))
+    return dict(used.values())
+
+
+def _walk(module: nn.Module, prefix: str, adapters: Sequence[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    """In the order of `named_parameters`."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter
+    keyed = (
+        module.adapter_layer_names if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) else ()
+    )
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if name in keyed and isinstance(child, nn.ModuleDict | nn.ParameterDict):
+            for adapter, part in child.items():
+                if adapter not in adapters:
+                    continue
+                where = f"{prefix}{name}.{adapter}"
+                yield from _walk_part(part, where, adapters)
+        else:
+            yield from _walk(child, f"{prefix}{name}.", adapters)
+
+
+def _walk_part(
+    part: nn.Module | nn.Parameter, where: str, adapters: Sequence[str]
+) -> Iterator[tuple[str, nn.Parameter]]:
+    if isinstance(part, nn.Parameter):
+        yield where, part
+    else:
+        yield from _walk(part, f"{where}.", adapters)
+
+
+def is_identity(model: nn.Module) -> bool:
+    """Whether the active adapters leave the base's outputs as they are, seen from their weights.
+
+    True is a proof; False may also mean that nothing is known of this kind of adapter.
+    """
+    return all(
+        _layer_is_identity(layer, name)
+        for layer in tuner_layers(model)
+        if not layer.disable_adapters
+        for name in names_in(layer, layer.active_adapters)
+    )
+
+
+def _layer_is_identity(layer: Any, name: str) -> bool:
+    if isinstance(layer, LoraLayer):  # y = W x + s B A x, unless a variant changes the formula
+        pairs: list[tuple[Any, Any]] = [
+            (layer.lora_A, layer.lora_B),
+            (layer.lora_embedding_A, layer.lora_embedding_B),
+        ]
+        biased = any(getattr(b[name], "bias", None) is not None for _, b in pairs if name in b)
+        vanishes = any(_is_zero(part[name]) for pair in pairs for part in pair if name in part)
+        return vanishes and not biased and name not in layer.lora_variant
+    if isinstance(layer, IA3Layer):  # a product
+        return bool((layer.ia3_l[name] == 1).all())
+    if isinstance(layer, ModulesToSaveWrapper):  # a copy of the module
+        own, original = (
+            dict(m.named_parameters()) for m in (layer.modules_to_save[name], layer.original_module)
+        )
+        return own.keys() == original.keys() and all(torch.equal(own[key], original[key]) for key in own)
+    return False
+
+
+def _is_zero(part: nn.Module | Tensor) -> bool:
+    weight = part if isinstance(part, Tensor) else part.weight
+    return isinstance(weight, Tensor) and not bool(weight.any())
+
+
+def why_not_off(model: nn.Module) -> str | None:
+    """Why switching the adapters off would not give a fixed base, in words; None where it does."""
+    if not isinstance(model, PeftModel):
+        return "it has no adapter to switch off"
+    for name, config in model.peft_config.items():
+        if not capabilities_of(config).off_is_base:
+            return (
+                f"its adapter {name!r} does not declare off_is_base: switched off, it leaves a changed base"
+            )
+    trained = [name for name, weight in parameters_in_use(model, ()).items() if weight.requires_grad]
+    if trained:
+        return f"weights outside its adapters are trained too, {trained[0]} among {len(trained)}"
+    return None
