@@ -69,6 +69,8 @@ class Trainer(TrainedModel):
         callbacks: transformers `TrainerCallback`s, told what transformers' own trainer tells, in its
             order, less what belongs to micro-batches (`on_substep_end`, `on_prediction_step`).
         objective: replaces the trainer's own.
+        encoder: encodes records and prompts; None makes the trainer's default one. Give the one that
+            encoded the data, so that `generate` sees prompts as training did.
 
     Raises:
         ConfigError: options that clash, or nothing to train.
@@ -87,14 +89,16 @@ class Trainer(TrainedModel):
         config: TrainConfig | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
         objective: Objective | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         # 1. what is trained, and on what
         self.config = config or TrainConfig()
         self.model, self.tokenizer = resolve_model(
             model, tokenizer, adapter, task=self.task, prepare=self.prepare_model
         )
-        self._encoder: Encoder | None = None
+        self._encoder = encoder
         self.train_data = self._encoded(train_dataset, "train_dataset")
+        self._encoded_elsewhere = self._encoder is None
         self.eval_data = None if eval_dataset is None else self._encoded(eval_dataset, "eval_dataset")
         if self.config.eval_steps is not None and self.eval_data is None:
             raise ConfigError("trainer: eval_steps has no effect without data. Give eval_dataset.")

@@ -88,15 +88,22 @@ def _encoded(data: Any) -> bool:
 
 def _check_lengths(data: Any, limit: int | None, name: str) -> None:
     lengths = data["length"] if isinstance(data, Dataset) else [example["length"] for example in data]
-    long = [index for index, length in enumerate(lengths) if limit is not None and length > limit]
+    # a group of several continuations is longer than each of its sequences
+    suspects = [index for index, length in enumerate(lengths) if limit is not None and length > limit]
+    sequences = {index: _longest_sequence(data[index]) for index in suspects}
+    long = [index for index, length in sequences.items() if limit is not None and length > limit]
     if long:
-        sources = [f"{data[index]['source']} ({lengths[index]} tokens)" for index in long[:SHOWN]]
+        sources = [f"{data[index]['source']} ({sequences[index]} tokens)" for index in long[:SHOWN]]
         more = f" (+{len(long) - SHOWN} more)" if len(long) > SHOWN else ""
         raise DataError(
             f"{name}: expected examples within the model's context of {limit} tokens, got "
             f"{', '.join(sources)}{more}. Give an Encoder with max_length and an overflow policy.",
             code="too_long",
         )
+
+
+def _longest_sequence(example: Mapping[str, Any]) -> int:
+    return len(example["prefix_ids"]) + max(map(len, example["continuation_ids"]))
 
 
 def context_length(model: AnyModel) -> int | None:

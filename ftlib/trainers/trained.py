@@ -6,6 +6,7 @@ what is predicted of each example (`predictions`), and whether the model writes 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from ftlib.trainers.snapshot import Boundary
 
 __all__ = ["TrainedModel"]
 
+logger = logging.getLogger(__name__)
 Examples = Sequence[Mapping[str, Any]]
 
 
@@ -42,6 +44,7 @@ class TrainedModel:
     train_data: Any
     eval_data: Any
     _encoder: Encoder | None
+    _encoded_elsewhere: bool = False  # the training data came encoded, and nobody said by what
 
     # -- what a subclass says ------------------------------------------------------------------
 
@@ -82,6 +85,12 @@ class TrainedModel:
         """
         if self._encoder is None:
             self._encoder = self.default_encoder(self._needed_tokenizer())
+            if self._encoded_elsewhere:
+                logger.warning(
+                    "the training data came encoded, perhaps with other options than those of the default "
+                    "encoder, which encodes records and prompts from here on. Give the trainer the one "
+                    "that was used: encoder=."
+                )
         return self._encoder
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
@@ -90,11 +99,7 @@ class TrainedModel:
         Returns:
             ``{"eval_loss", ...}``; trainers of token likelihoods add ``"eval_perplexity"``.
         """
-        data = self.eval_data if dataset is None else self._encoded(dataset, "evaluate")
-        if data is None:
-            raise ConfigError(
-                "evaluate: expected data, got none. Give a dataset here or eval_dataset to the trainer."
-            )
+        data = self._evaluated(dataset)
         with forked_rng(), modes(self.model):
             output = self.engine.evaluate([data[index] for index in range(len(data))])
         return {f"eval_{name}": value for name, value in self.evaluation(output).items()}
@@ -160,6 +165,15 @@ class TrainedModel:
             samples=samples,
         )
         return save(folder, self.model, self.tokenizer, card=card)
+
+    def _evaluated(self, dataset: Any) -> Examples:
+        """What an evaluation is of: `dataset`, or the trainer's own for None."""
+        data: Examples | None = self.eval_data if dataset is None else self._encoded(dataset, "evaluate")
+        if data is None:
+            raise ConfigError(
+                "evaluate: expected data, got none. Give a dataset here or eval_dataset to the trainer."
+            )
+        return data
 
     def _encoded(self, data: Any, name: str) -> Any:
         return encode(data, lambda: self.encoder, context_length(self.model), name=name)

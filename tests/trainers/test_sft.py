@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ftlib.adapters import lora
-from ftlib.data import Encoder, collate
+from ftlib.data import Encoder, collate, formatters
 from ftlib.engine import TrainConfig
 from ftlib.errors import ConfigError, DataError
 from ftlib.trainers import SFTTrainer
@@ -207,11 +207,13 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def from_records(tokenizer, data=RECORDS, **options) -> SFTTrainer:
+def from_records(tokenizer, data=RECORDS, *, encoder=None, **options) -> SFTTrainer:
     torch.manual_seed(0)
     model = tiny_model("llama", vocab_size=len(tokenizer))
     config = TrainConfig(**{"progress": "off", "max_steps": 2, "learning_rate": 1e-3} | options)
-    return SFTTrainer(model, data, RECORDS[:2], tokenizer=tokenizer, adapter=lora(4), config=config)
+    return SFTTrainer(
+        model, data, RECORDS[:2], tokenizer=tokenizer, adapter=lora(4), config=config, encoder=encoder
+    )
 
 
 def test_records_train_as_their_encoding_does(tokenizer):
@@ -227,15 +229,67 @@ def run_of(trainer: SFTTrainer) -> Run:
     return Run(trainer, trained(trainer), result)
 
 
+@pytest.mark.parametrize("given", ["encoded", "records"])
+def test_the_encoder_of_the_data_encodes_prompts_too(tokenizer, caplog, given):
+    """Three rows learned by heart with a separator that the default encoder does not have."""
+    encoder = Encoder(tokenizer, formatter=formatters.prompt_completion(separator=" => "))
+    data = encoder(RECORDS[:3]) if given == "encoded" else RECORDS[:3]
+    options = {"max_steps": 60, "learning_rate": 2e-2, "batch_size": 3}
+    trainer = from_records(tokenizer, data, encoder=encoder, **options)
+    trainer.train()
+    prompts = [row["prompt"] for row in RECORDS[:3]]
+    assert trainer.generate(prompts, max_new_tokens=16) == [row["completion"] for row in RECORDS[:3]]
+    assert trainer.encoder is encoder
+    assert list(trainer.train_data[0]["prefix_ids"]) == trainer.encoder.encode_prompt(prompts[0])
+    assert "came encoded" not in caplog.text
+
+
+def test_a_default_encoder_beside_data_that_came_encoded_is_told_of_once(tokenizer, caplog):
+    encoded = Encoder(tokenizer)(RECORDS)
+    trainer = SFTTrainer(
+        tiny_model("llama", vocab_size=len(tokenizer)), encoded, tokenizer=tokenizer, adapter=lora(4)
+    )
+    assert "came encoded" not in caplog.text, "nothing is encoded here yet"
+    trainer.generate(["yes"], max_new_tokens=1)
+    trainer.evaluate(RECORDS)
+    assert caplog.text.count("Give the trainer the one that was used: encoder=.") == 1
+
+
+def test_records_are_encoded_here_and_nothing_needs_telling(tokenizer, caplog):
+    from_records(tokenizer).generate(["yes"], max_new_tokens=1)
+    assert "came encoded" not in caplog.text
+
+
 def test_records_without_a_tokenizer_are_refused():
     with pytest.raises(ConfigError, match="tokenizer="):
         SFTTrainer(tiny_model("llama"), RECORDS, adapter=lora(4))
 
 
+CONTEXT = tiny_model("llama").config.max_position_embeddings
+
+
+def of_lengths(prefix: int, *continuations: int, source: str) -> dict:
+    return {
+        "prefix_ids": [5] * prefix,
+        "prefix_weights": [0.0] * prefix,
+        "continuation_ids": [[6] * length for length in continuations],
+        "continuation_weights": [[1.0] * length for length in continuations],
+        "length": prefix + sum(continuations),
+        "source": source,
+    }
+
+
 def test_rows_longer_than_the_context_are_all_named():
-    long = [{**row, "length": 1000} for row in rows(3)]
-    with pytest.raises(DataError, match=r"rows:0 \(1000 tokens\), rows:1 .*max_length"):
-        sft(data=long)
+    fits, long = of_lengths(2, CONTEXT - 2, source="fits"), of_lengths(3, CONTEXT - 2, source="long")
+    with pytest.raises(DataError, match=rf"got long \({CONTEXT + 1} tokens\), again .*max_length") as caught:
+        sft(data=[fits, long, {**long, "source": "again"}])
+    assert "fits" not in str(caught.value)
+
+
+def test_the_context_bounds_each_continuation_and_not_their_sum():
+    sft(data=[of_lengths(2, CONTEXT - 2, CONTEXT - 2, source="two answers")])
+    with pytest.raises(DataError, match=rf"one is long \({CONTEXT + 1} tokens\)"):
+        sft(data=[of_lengths(2, 3, CONTEXT - 1, source="one is long")])
 
 
 @pytest.mark.parametrize("data", [[], iter(())])
