@@ -4,8 +4,8 @@
 
 How a comparison is made:
 
-- *Same work.* One set of token ids and labels, one order, one adapter initialisation per pair. Both sides
-  load them, and the rows that each side's batches really held are hashed and compared, step by step.
+- *Same work.* One set of token ids and labels, one order, one adapter initialisation per pair of runs.
+  Both sides load them, and what each side's batches really held is hashed and compared, step by step.
 - *Paired runs.* Every run is a fresh process; the sides take turns. The ratio is taken within each pair.
 - *Same losses.* Per step, in the dtype of the timed runs and in a short float32 run; after training, one
   neutral evaluator (plain transformers and peft) scores the adapters that both sides saved.
@@ -14,7 +14,8 @@ How a comparison is made:
     __main__    the command line; options: what it says, checked
     driver      which process runs when; writes the result after every run
     jobs        what it asks of those processes; child: how they answer
-    tasks/      one file per task: its data, its sides, its evaluator
+    tasks/      one file per task: its data, its sides, its evaluator; pairs: what two of them share
+    sides       one training run of either library, whatever the task
     materials   what every task prepares; smoke: a tiny model
     machine     what the machine is and can do; floor: the least time a step can take on it
     recorder    times, resources and batches of one training run

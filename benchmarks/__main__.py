@@ -48,14 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Paired measurements of ftlib against another library."
     )
-    parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--baseline", choices=sorted(BASELINES), default="trl")
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("--baseline", choices=BASELINES, default="trl")
     parser.add_argument("--pairs", type=_positive, help="runs of each side (default: 3)")
     parser.add_argument("--model", type=_folder, help="a model's folder (default: the demo's model)")
     parser.add_argument(
         "--data", type=_file, help="a file of records (default: docstrings of the standard library)"
     )
-    parser.add_argument("--steps", type=_steps, help="optimiser steps of a run (default: 12)")
+    parser.add_argument("--steps", type=_steps, help="optimiser steps of one epoch (default: 12)")
+    parser.add_argument("--epochs", type=_positive, default=1, help="passes over the rows (default: 1)")
     parser.add_argument("--out", type=Path, help="where the result goes (default: benchmarks/results)")
     parser.add_argument("--device", choices=("cpu",), default="cpu")
     parser.add_argument("--tuned", action="store_true", help="also run the baseline's best settings")
@@ -83,6 +84,8 @@ def _options(parsed: argparse.Namespace, folder: Path) -> Options:
         model=parsed.model or str(_model(folder, smoke=smoke)),
         data=parsed.data or "",
         steps=parsed.steps or (3 if smoke else 12),
+        epochs=parsed.epochs,
+        learning_rate=TASKS[parsed.task].learning_rate,
         out=(parsed.out or ROOT / ("build/smoke" if smoke else "benchmarks/results")).resolve(),
         device=parsed.device,
         tuned=parsed.tuned,

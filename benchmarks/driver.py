@@ -32,7 +32,7 @@ from benchmarks.options import Options
 from benchmarks.records import Result, Run
 from benchmarks.summary import OURS, pair_apart, step_seconds, summarise
 from benchmarks.table import markdown
-from benchmarks.tasks import BASELINES
+from benchmarks.tasks import TASKS
 
 __all__ = ["ROOT", "BusyError", "ChildError", "run"]
 
@@ -109,7 +109,7 @@ class _Driver:
     # -- the runs ------------------------------------------------------------------------------
 
     def _variants(self) -> list[_Variant]:
-        default, tuned = BASELINES[self.options.baseline]
+        default, tuned = self._sides()
         sides = [default, *(tuned if self.options.tuned else ()), OURS]
         variants = [_Variant(side, side, {}) for side in sides]
         if self.options.allocator:
@@ -118,10 +118,18 @@ class _Driver:
             ]
         return variants
 
+    def _sides(self) -> tuple[str, tuple[str, ...]]:
+        return TASKS[self.options.task].sides[self.options.baseline]
+
+    @property
+    def _all_steps(self) -> int:
+        return self.options.steps * self.options.epochs
+
     def _pair(self, pair: int, variants: Sequence[_Variant]) -> None:
         """Every variant once, then the evaluation of all that has none."""
         for variant in variants:
-            trained = self._train(variant, pair, self.options.steps, "default")
+            trained = self._train(variant, pair, self._all_steps, "default")
+            trained = dataclasses.replace(trained, epochs=self.options.epochs)
             self._add("runs", trained)
             peak = trained.peak_bytes / 2**30
             self._say(
@@ -153,7 +161,7 @@ class _Driver:
             folder=str(self.folder),
             adapter=str(adapter_folder(self.folder, pair)),
             output=str(self._trained(variant.label, pair, precision)),
-            steps=self.options.steps,
+            steps=self._all_steps,
             stop_after=steps,
             batch_size=self.options.batch_size,
             learning_rate=self.options.learning_rate,
@@ -186,7 +194,12 @@ class _Driver:
             if run.eval_loss is not None:
                 return run
             name = f"{run.label}, {run.precision}"
-            return dataclasses.replace(run, eval_loss=answer.losses[name], adapter_delta=answer.deltas[name])
+            return dataclasses.replace(
+                run,
+                eval_loss=answer.losses[name],
+                eval_accuracy=answer.accuracies.get(name),
+                adapter_delta=answer.deltas[name],
+            )
 
         self._set("parity_runs", [scored(run) for run in self.result.parity_runs])
         self._set("runs", [scored(run) for run in self.result.runs])
@@ -214,6 +227,7 @@ class _Driver:
             data=options.data,
             folder=str(self.folder),
             steps=options.steps,
+            epochs=options.epochs,
             batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             held_out=options.held_out,
@@ -278,7 +292,7 @@ class _Driver:
             result.parity_runs,
             result.machine,
             result.workload,
-            baseline=BASELINES[result.baseline][0],
+            baseline=self._sides()[0],
             dropped=result.dropped_steps,
         )
         self.result = dataclasses.replace(result, summary=summary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ class Prepare:
     Args:
         data: a file, or "" for the task's own.
         folder: where rows and adapters go.
+        steps: of one epoch.
         matmul_size, copy_bytes: of the measurements of the machine.
     """
 
@@ -27,6 +28,7 @@ class Prepare:
     data: str
     folder: str
     steps: int
+    epochs: int
     batch_size: int
     learning_rate: float
     held_out: int
@@ -53,7 +55,7 @@ class Train:
         folder: that of `Prepare`.
         adapter: the initialisation to load.
         output: a folder for the trained adapter.
-        steps: that the schedule is made for.
+        steps: that the schedule is made for, in all epochs together.
         stop_after: steps that are taken.
     """
 
@@ -89,10 +91,11 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """By name: loss on the held-out rows, and distance from the initialisation."""
+    """By name: loss on the held-out rows, distance from the initialisation, and accuracy on pairs."""
 
     losses: dict[str, float]
     deltas: dict[str, float]
+    accuracies: dict[str, float] = field(default_factory=dict)
 
 
 JOBS: Mapping[str, type[Any]] = {"prepare": Prepare, "train": Train, "evaluate": Evaluate}

@@ -15,6 +15,7 @@ class Options:
     Args:
         model: a folder.
         data: a file, or "" for the task's own.
+        steps: optimiser steps of one epoch.
         tuned: also run the baseline's best settings.
         allocator: environment of extra runs of both sides; empty for none.
         force: start on a busy machine.
@@ -26,13 +27,14 @@ class Options:
     model: str
     data: str
     steps: int
+    epochs: int
+    learning_rate: float
     out: Path
     device: str
     tuned: bool
     allocator: dict[str, str]
     force: bool
     batch_size: int = 8
-    learning_rate: float = 2e-4
     held_out: int = 64
     seed: int = 0
     dropped: int = 2

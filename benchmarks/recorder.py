@@ -1,4 +1,4 @@
-"""What is recorded while a side trains: times, losses, resources, and the rows its batches held.
+"""What is recorded while a side trains: times, losses, resources, and the examples its batches held.
 
 Both sides carry the same `TrainerCallback`. In the timed region it reads a clock and keeps references;
 everything else happens after training.
@@ -11,7 +11,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from benchmarks.records import Run, Step
 
-__all__ = ["IGNORED", "Recorder", "base_sha256", "row_sha256"]
+__all__ = ["IGNORED", "Example", "Recorder", "Row", "base_sha256", "example_sha256"]
 
 IGNORED = -100  # the label of a token that is not trained
 Row = tuple[Sequence[int], Sequence[int]]  # ids and labels
+Example = Sequence[Row]  # one row, or those of a pair: the chosen one, then the rejected one
 
 
 class Recorder(TrainerCallback):
@@ -40,11 +41,23 @@ class Recorder(TrainerCallback):
         self.inside: list[float] = []
         self.logs: list[Mapping[str, float]] = []
         self._last = self._began = 0.0
+        self._ahead = self._ready = 0.0
         self._start = self._end = resource.getrusage(resource.RUSAGE_SELF)
         self._peak = 0
 
+    def on_init_end(self, *_args: Any, **_kwargs: Any) -> None:
+        self._ready = time.perf_counter()
+
+    def built(self) -> None:
+        """To be called when the trainer stands: what it did after `on_init_end` was done ahead."""
+        self._ahead = time.perf_counter() - self._ready
+
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        self._ready = time.perf_counter()
+
     def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
         if not self._last:
+            self._ahead += time.perf_counter() - self._ready
             self._start = resource.getrusage(resource.RUSAGE_SELF)
             self._last = time.perf_counter()
         self._began = time.perf_counter()
@@ -78,22 +91,27 @@ class Recorder(TrainerCallback):
         return len(self.seconds)
 
     def run(
-        self, side: str, precision: str, model: nn.Module, rows: Sequence[Sequence[Row]], base: list[str]
+        self,
+        side: str,
+        precision: str,
+        model: nn.Module,
+        examples: Sequence[Sequence[Example]],
+        base: list[str],
     ) -> Run:
         """The record of the run that has ended.
 
         Args:
             model: to read the dtype of its frozen matrices.
-            rows: ids and labels of the rows of each step, as the side's batches held them.
+            examples: those of each step, as the side's batches held them.
             base: hashes of the base weights, before and after.
 
         Raises:
             ValueError: steps, logs and batches that differ in number, or a loss that is not finite.
         """
-        if not len(self.seconds) == len(self.logs) == len(rows):
+        if not len(self.seconds) == len(self.logs) == len(examples):
             raise ValueError(
                 f"{side}: expected as many logs and batches as steps, got {len(self.seconds)} steps, "
-                f"{len(self.logs)} logs, {len(rows)} batches."
+                f"{len(self.logs)} logs, {len(examples)} batches."
             )
         steps = [
             Step(
@@ -101,13 +119,13 @@ class Recorder(TrainerCallback):
                 inside_seconds=inside,
                 loss=float(log["loss"]),
                 grad_norm=float(log["grad_norm"]),
-                tokens=sum(len(ids) for ids, _ in step_rows),
-                trained_tokens=sum(label != IGNORED for _, labels in step_rows for label in labels),
-                rows_sha256=rows_sha256(step_rows),
+                tokens=sum(len(ids) for example in held for ids, _ in example),
+                trained_tokens=sum(
+                    label != IGNORED for example in held for _, labels in example for label in labels
+                ),
+                rows_sha256=examples_sha256(held),
             )
-            for seconds, inside, log, step_rows in zip(
-                self.seconds, self.inside, self.logs, rows, strict=True
-            )
+            for seconds, inside, log, held in zip(self.seconds, self.inside, self.logs, examples, strict=True)
         ]
         wild = [
             number for number, step in enumerate(steps, 1) if not math.isfinite(step.loss + step.grad_norm)
@@ -131,6 +149,7 @@ class Recorder(TrainerCallback):
             major_faults=end.ru_majflt - start.ru_majflt,
             involuntary_switches=end.ru_nivcsw - start.ru_nivcsw,
             wall_seconds=sum(self.seconds),
+            ahead_seconds=self._ahead,
             base_sha256=base,
         )
 
@@ -157,14 +176,26 @@ def row_sha256(ids: Sequence[int], labels: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def rows_sha256(rows: Sequence[Row]) -> str:
-    """Of the rows of one step, whatever their order within it."""
-    hashes = sorted(row_sha256(ids, labels) for ids, labels in rows)
+def example_sha256(example: Example) -> str:
+    """Of one example, its rows in order."""
+    return _joined_sha256(row_sha256(ids, labels) for ids, labels in example)
+
+
+def examples_sha256(examples: Sequence[Example]) -> str:
+    """Of the examples of one step, whatever their order within it."""
+    return _joined_sha256(sorted(map(example_sha256, examples)))
+
+
+def _joined_sha256(hashes: Iterable[str]) -> str:
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _base(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return sorted((name, weight) for name, weight in model.named_parameters() if "lora_" not in name)
+    return sorted(
+        (name, weight)
+        for name, weight in model.named_parameters()
+        if "lora_" not in name and "modules_to_save" not in name
+    )
 
 
 def base_sha256(model: nn.Module) -> str:

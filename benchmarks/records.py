@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["Comparison", "Machine", "Result", "Run", "Side", "Step", "Summary", "Workload", "read", "write"]
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Step:
     Args:
         seconds: from the end of the step before (for the first: from its own begin) to the end of this one.
         inside_seconds: from `on_step_begin` to `on_step_end`.
-        loss: mean over the trained tokens, before the update.
+        loss: mean over the trained tokens or the pairs, before the update.
         grad_norm: before clipping.
-        tokens: real tokens, padding not counted.
-        trained_tokens: tokens with a label.
-        rows_sha256: of the ids and labels of the step's rows, in any order.
+        tokens: real tokens, padding not counted; of a pair those of both sequences, the prompt twice.
+        trained_tokens: tokens with a label: those whose prediction, or where a score, enters the loss.
+        rows_sha256: of the ids and labels of the step's examples, in any order.
     """
 
     seconds: float
@@ -53,10 +53,14 @@ class Run:
         user_seconds, system_seconds, minor_faults, major_faults, involuntary_switches: of the training loop.
         others_cpu: busiest other process before the run, in cores.
         wall_seconds: of all steps together.
+        ahead_seconds: spent on training before its first step, such as on a reference's log-probabilities;
+            loading and tokenising are not counted.
+        epochs: passes over the data, all of the same number of steps.
         weights_dtype: of the base model's matrices.
         base_sha256: of the base weights, before and after training.
         adapter_delta: Euclidean distance of the saved adapter from its initialisation.
         eval_loss: of the saved adapter on held-out rows, by the neutral evaluator; None until it has run.
+        eval_accuracy: share of held-out pairs whose chosen answer is preferred; None without pairs.
         disturbed: another run replaces this one, because its side's runs were too far apart.
     """
 
@@ -75,10 +79,13 @@ class Run:
     major_faults: int
     involuntary_switches: int
     wall_seconds: float
+    ahead_seconds: float
     base_sha256: list[str]
+    epochs: int = 1
     others_cpu: float = 0.0
     adapter_delta: float = 0.0
     eval_loss: float | None = None
+    eval_accuracy: float | None = None
     disturbed: bool = False
 
 
@@ -109,22 +116,30 @@ class Workload:
 
     Args:
         data, model: where they came from.
-        rows: training rows, in order; `held_out` rows are for evaluation.
-        left_out: rows of the data that were longer than `max_length` tokens.
+        unit: what one example is called, in the plural.
+        rows: training examples, in order; `held_out` ones are for evaluation.
+        left_out: examples that were longer than `max_length` tokens.
+        differing: examples left out because the baseline takes text alone and tokenises it differently.
+        epochs: passes over the training examples.
+        starts_at: the loss of the first step, where it is known beforehand; else None.
         seeds: of the order of the rows, and of the adapter of each pair.
         sizes: weights of the body's matrices, of the head and of the adapter; layers; two widths.
-        floor_flops, floor_bytes: of each step, the least work that the task needs.
+        floor_flops, floor_bytes: of each step of every epoch, the least work that the task needs.
     """
 
     data: str
     data_sha256: str
     model: str
     model_sha256: str
+    unit: str
     rows: int
     held_out: int
     left_out: int
+    differing: int
     max_length: int
     batch_size: int
+    epochs: int
+    starts_at: float | None
     learning_rate: float
     adapter: dict[str, Any]
     seeds: dict[str, int]
@@ -139,6 +154,9 @@ class Side:
 
     Args:
         step_seconds: median over its runs of the median step; `step_range` the least and greatest of these.
+            Of several epochs, the mean of the epochs' medians.
+        epoch_seconds: the median step of each epoch.
+        ahead_seconds: median over runs.
         tokens_per_second: real tokens, median over runs.
         peak_bytes: median over runs.
         efficiency: floor time over measured time, median step.
@@ -148,12 +166,15 @@ class Side:
     runs: int
     step_seconds: float
     step_range: list[float]
+    epoch_seconds: list[float]
+    ahead_seconds: float
     spread: float
     tokens_per_second: float
     peak_bytes: int
     efficiency: float
     rounding: float | None
     eval_losses: list[float]
+    eval_accuracies: list[float]
     faults_per_step: float
     cpu_seconds_per_step: float
     involuntary_switches: int
@@ -165,6 +186,8 @@ class Comparison:
 
     Args:
         speed: how many times faster, by the median step.
+        epoch_speeds: likewise in each epoch.
+        speed_in_all: likewise, with what each did ahead spread over its steps.
         memory: peak of ftlib as a share of the other's.
         loss_difference: largest difference in the loss of a step.
         eval_difference: largest difference in the evaluation loss.
@@ -174,6 +197,8 @@ class Comparison:
     baseline: str
     speed: float
     speed_range: list[float]
+    epoch_speeds: list[float]
+    speed_in_all: float
     memory: float
     loss_difference: float
     eval_difference: float

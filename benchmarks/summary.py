@@ -7,7 +7,7 @@ over the pairs and the range. Runs that were replaced (`disturbed`) count nowher
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 
 from benchmarks.floor import floor_seconds
 from benchmarks.records import Comparison, Machine, Run, Side, Step, Summary, Workload
@@ -17,12 +17,27 @@ __all__ = ["CLOSE", "OURS", "PARITY", "pair_apart", "step_seconds", "summarise"]
 OURS = "ftlib"
 SPREAD = 0.10  # of one label's median steps, beyond which a pair is run again
 PARITY = 1e-5  # relative, float32
+START = 1e-4  # nats, from a loss that is known beforehand
 CLOSE = 2e-2  # nats, between the timed runs and float32
 
 
+def epoch_seconds(run: Run, dropped: int) -> list[float]:
+    """Median step of each epoch, the first `dropped` of the run left out."""
+    size = len(run.steps) // run.epochs
+    starts = range(0, len(run.steps), size)
+    return [
+        median(step.seconds for step in run.steps[max(start, dropped) : start + size]) for start in starts
+    ]
+
+
 def step_seconds(run: Run, dropped: int) -> float:
-    """Median step, the first `dropped` left out."""
-    return median(step.seconds for step in run.steps[dropped:])
+    """Median step; of several epochs, which may differ in kind, the mean of their medians."""
+    return fmean(epoch_seconds(run, dropped))
+
+
+def _seconds_in_all(run: Run, dropped: int) -> float:
+    """A step with its share of what was done ahead."""
+    return step_seconds(run, dropped) + run.ahead_seconds / len(run.steps)
 
 
 def pair_apart(runs: Sequence[Run], dropped: int) -> int | None:
@@ -77,6 +92,7 @@ def summarise(
     parity = _parity(parity_runs)
     problems = [problem for run in [*valid, *parity_runs] for problem in _unproven(run)]
     problems += _different_work([*valid, *parity_runs])
+    problems += _wrong_start([*valid, *parity_runs], workload.starts_at)
     sides = {label: _side(members, parity_runs, floors, dropped) for label, members in by_label.items()}
     problems += [
         f"{label}: step losses differ from float32 by up to {side.rounding:.2g}, over {CLOSE:g}"
@@ -103,6 +119,8 @@ def _side(runs: Sequence[Run], parity_runs: Sequence[Run], floors: Sequence[floa
         runs=len(runs),
         step_seconds=median(seconds),
         step_range=[min(seconds), max(seconds)],
+        epoch_seconds=_medians([epoch_seconds(run, dropped) for run in runs]),
+        ahead_seconds=median(run.ahead_seconds for run in runs),
         spread=_spread(seconds),
         tokens_per_second=median(_speed(run_steps) for run_steps in timed),
         peak_bytes=int(median(run.peak_bytes for run in runs)),
@@ -113,10 +131,16 @@ def _side(runs: Sequence[Run], parity_runs: Sequence[Run], floors: Sequence[floa
         ),
         rounding=_rounding(runs, parity_runs),
         eval_losses=[run.eval_loss for run in runs if run.eval_loss is not None],
+        eval_accuracies=[run.eval_accuracy for run in runs if run.eval_accuracy is not None],
         faults_per_step=median((run.minor_faults + run.major_faults) / steps for run in runs),
         cpu_seconds_per_step=median((run.user_seconds + run.system_seconds) / steps for run in runs),
         involuntary_switches=int(median(run.involuntary_switches for run in runs)),
     )
+
+
+def _medians(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Of each column."""
+    return [median(column) for column in zip(*rows, strict=True)]
 
 
 def _rounding(runs: Sequence[Run], parity_runs: Sequence[Run]) -> float | None:
@@ -154,6 +178,16 @@ def _comparison(by_label: dict[str, list[Run]], ours: str, theirs: str, dropped:
         baseline=theirs,
         speed=median(speeds),
         speed_range=[min(speeds), max(speeds)],
+        epoch_speeds=_medians(
+            [
+                [
+                    theirs / ours
+                    for ours, theirs in zip(epoch_seconds(a, dropped), epoch_seconds(b, dropped), strict=True)
+                ]
+                for a, b in pairs
+            ]
+        ),
+        speed_in_all=median(_seconds_in_all(b, dropped) / _seconds_in_all(a, dropped) for a, b in pairs),
         memory=median(a.peak_bytes / b.peak_bytes for a, b in pairs),
         loss_difference=max(
             abs(left.loss - right.loss)
@@ -200,6 +234,17 @@ def _different_work(runs: Sequence[Run]) -> list[str]:
         if wrong:
             problems.append(f"{run.label}, pair {run.pair}: rows or labels are others in steps {wrong}")
     return problems
+
+
+def _wrong_start(runs: Sequence[Run], expected: float | None) -> list[str]:
+    if expected is None:
+        return []
+    return [
+        f"{run.label}, pair {run.pair}, {run.precision}: expected to start at a loss of {expected:.6f}, "
+        f"started at {run.steps[0].loss:.6f}"
+        for run in runs
+        if abs(run.steps[0].loss - expected) > START
+    ]
 
 
 def _work(step: Step) -> tuple[str, int, int]:

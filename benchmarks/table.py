@@ -14,6 +14,10 @@ _READING = (
     "Efficiency: the least time a step can take on this machine, over the time it took. Off float32: how "
     "far the losses of the first steps are from those of a float32 run, which are the same for both."
 )
+_AHEAD = (
+    " S ahead: spent on training before the first step, on a reference's log-probabilities; no part of the "
+    "steps."
+)
 
 
 def markdown(result: Result) -> str:
@@ -26,8 +30,9 @@ def markdown(result: Result) -> str:
         f"{result.date}, commit {result.commit}. `python -m benchmarks {' '.join(result.command)}`",
         _workload(result),
         _sides(result.summary.sides),
-        _READING,
+        _reading(result.summary),
         _comparisons(result.summary),
+        _epochs(result.summary),
         _losses(result.runs, result.parity_runs),
         _checks(result.summary),
         _machine(result.machine),
@@ -40,12 +45,20 @@ def _workload(result: Result) -> str:
     steps = result.runs[0].steps if result.runs else []
     tokens, trained = sum(step.tokens for step in steps), sum(step.trained_tokens for step in steps)
     lengths = (
-        f" of {tokens / workload.rows:.0f} tokens, {trained / tokens:.0%} of them trained" if tokens else ""
+        f" of {tokens / workload.rows / workload.epochs:.0f} tokens, {trained / tokens:.0%} of them scored"
+        if tokens
+        else ""
+    )
+    epochs = f" in {workload.epochs} epochs" if workload.epochs > 1 else ""
+    differing = (
+        f" {workload.differing} {workload.unit} that the baseline tokenises differently are left out."
+        if workload.differing
+        else ""
     )
     return (
-        f"{workload.model}, LoRA r={workload.adapter['r']}, {len(workload.floor_flops)} steps of "
-        f"{workload.batch_size} rows{lengths}; the first {result.dropped_steps} steps are not timed. "
-        f"Data: {workload.data}."
+        f"{workload.model}, LoRA r={workload.adapter['r']}, {len(workload.floor_flops)} steps{epochs} of "
+        f"{workload.batch_size} {workload.unit}{lengths}; the first {result.dropped_steps} steps are not "
+        f"timed. Data: {workload.data}.{differing}"
     )
 
 
@@ -70,6 +83,8 @@ def _sides(sides: dict[str, Side]) -> str:
             "efficiency",
             "off float32",
             "evaluation loss",
+            "accuracy",
+            "s ahead",
             "faults/step",
         ],
         [
@@ -82,7 +97,9 @@ def _sides(sides: dict[str, Side]) -> str:
                 f"{side.peak_bytes / GIB:.2f}",
                 f"{side.efficiency:.0%}",
                 "" if side.rounding is None else f"{side.rounding:.1e}",
-                _range([min(side.eval_losses), max(side.eval_losses)], 4) if side.eval_losses else "",
+                _extent(side.eval_losses, 4),
+                _extent(side.eval_accuracies, 2),
+                f"{side.ahead_seconds:.1f}" if _worked_ahead(side) else "",
                 f"{side.faults_per_step:,.0f}",
             ]
             for label, side in sides.items()
@@ -92,12 +109,21 @@ def _sides(sides: dict[str, Side]) -> str:
 
 def _comparisons(summary: Summary) -> str:
     return _table(
-        ["", "times as fast", "range", "memory", "step losses differ by", "evaluation losses by"],
+        [
+            "",
+            "times as fast",
+            "range",
+            "with what is done ahead",
+            "memory",
+            "step losses differ by",
+            "evaluation losses by",
+        ],
         [
             [
                 f"{each.label} against {each.baseline}",
                 f"{each.speed:.2f}",
                 _range(each.speed_range, 2),
+                f"{each.speed_in_all:.2f}" if _worked_ahead(summary.sides[each.baseline]) else "",
                 f"{each.memory:.2f}",
                 f"{each.loss_difference:.1e}",
                 f"{each.eval_difference:.1e}",
@@ -105,6 +131,31 @@ def _comparisons(summary: Summary) -> str:
             for each in summary.comparisons
         ],
     )
+
+
+def _reading(summary: Summary) -> str:
+    return _READING + (_AHEAD if any(map(_worked_ahead, summary.sides.values())) else "")
+
+
+def _worked_ahead(side: Side) -> bool:
+    """Whether it spent more than a step on training before the first step."""
+    return side.ahead_seconds > side.step_seconds
+
+
+def _epochs(summary: Summary) -> str:
+    """Nothing for a single epoch."""
+    count = max((len(side.epoch_seconds) for side in summary.sides.values()), default=0)
+    if count < 2:
+        return ""
+    seconds = [
+        [f"{label}, s per step", *(f"{value:.3f}" for value in side.epoch_seconds)]
+        for label, side in summary.sides.items()
+    ]
+    speeds = [
+        [f"{each.label} against {each.baseline}, times as fast", *(f"{v:.2f}" for v in each.epoch_speeds)]
+        for each in summary.comparisons
+    ]
+    return _table(["", *(f"epoch {number + 1}" for number in range(count))], [*seconds, *speeds])
 
 
 def _losses(runs: Sequence[Run], parity_runs: Sequence[Run]) -> str:
@@ -140,11 +191,21 @@ def _checks(summary: Summary) -> str:
     return "\n".join(f"- {line}" for line in [*lines, *summary.notes])
 
 
+def _extent(values: Sequence[float], digits: int) -> str:
+    return _range([min(values), max(values)], digits) if values else ""
+
+
 def _range(values: Sequence[float], digits: int) -> str:
     low, high = values
     return f"{low:.{digits}f} - {high:.{digits}f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [list(head), ["---"] * len(head), *map(list, rows)]
+    """Columns without any entry are left out, and so is a table without rows."""
+    rows = list(rows)
+    if not rows:
+        return ""
+    columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    lines = [list(line) for line in zip(*columns, strict=True)]
+    lines.insert(1, ["---"] * len(columns))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 
 from benchmarks import records
-from benchmarks.floor import floor_seconds, training_bytes, training_flops
+from benchmarks.floor import floor_seconds, forward_bytes, forward_flops, training_bytes, training_flops
 from benchmarks.records import Machine, Result, Run, Step, Workload
-from benchmarks.summary import pair_apart, summarise
+from benchmarks.summary import pair_apart, step_seconds, summarise
+from benchmarks.table import markdown
 
 SIZES = {"body": 100, "head": 50, "adapter": 10, "layers": 2, "hidden": 4, "attention": 8}
 
@@ -36,6 +37,7 @@ def run(label: str, pair: int, seconds: float, *, loss: float = 2.0, **changes: 
         major_faults=0,
         involuntary_switches=0,
         wall_seconds=1.0,
+        ahead_seconds=0.0,
         base_sha256=["x", "x"],
         adapter_delta=0.1,
         eval_loss=loss,
@@ -44,11 +46,31 @@ def run(label: str, pair: int, seconds: float, *, loss: float = 2.0, **changes: 
 
 
 MACHINE = Machine("", [], 2, 1, "", "", [0.0], {}, {"bfloat16": 100.0, "float32": 10.0}, 10.0)
-WORKLOAD = Workload("", "", "", "", 3, 1, 0, 8, 1, 1e-4, {"r": 1}, {}, SIZES, [100.0] * 3, [1.0] * 3)
+WORKLOAD = Workload(
+    data="",
+    data_sha256="",
+    model="",
+    model_sha256="",
+    unit="rows",
+    rows=3,
+    held_out=1,
+    left_out=0,
+    differing=0,
+    max_length=8,
+    batch_size=1,
+    epochs=1,
+    starts_at=None,
+    learning_rate=1e-4,
+    adapter={"r": 1},
+    seeds={},
+    sizes=SIZES,
+    floor_flops=[100.0] * 3,
+    floor_bytes=[1.0] * 3,
+)
 
 
-def summary(*runs: Run, parity: tuple[Run, ...] = ()):
-    return summarise(runs, parity, MACHINE, WORKLOAD, baseline="trl", dropped=1)
+def summary(*runs: Run, parity: tuple[Run, ...] = (), workload: Workload = WORKLOAD):
+    return summarise(runs, parity, MACHINE, workload, baseline="trl", dropped=1)
 
 
 def test_ratios_are_taken_within_pairs():
@@ -102,6 +124,32 @@ def test_efficiency_is_floor_over_time():
     assert summary(run("ftlib", 0, 4.0)).sides["ftlib"].efficiency == 0.25
 
 
+def test_epochs_are_timed_apart_and_weigh_the_same():
+    """Of 100, 4 | 2, 2 s the first is dropped: 4 and 2 s, on the mean 3; their median would be 2."""
+    epochs = [step(100.0), step(4.0), step(2.0), step(2.0)]
+    trl, ours = (
+        run(label, 0, 1.0, steps=[step(s.seconds * factor) for s in epochs], epochs=2)
+        for label, factor in (("trl", 6.0), ("ftlib", 1.0))
+    )
+    assert step_seconds(ours, dropped=1) == 3.0
+    workload = dataclasses.replace(WORKLOAD, epochs=2, floor_flops=[100.0] * 4, floor_bytes=[1.0] * 4)
+    made = summary(trl, ours, workload=workload)
+    assert made.sides["ftlib"].epoch_seconds == [4.0, 2.0]
+    assert made.comparisons[0].epoch_speeds == [6.0, 6.0]
+    page = markdown(dataclasses.replace(result(), workload=workload, runs=[trl, ours], summary=made))
+    assert "| ftlib, s per step | 4.000 | 2.000 |" in page
+
+
+def test_what_is_done_ahead_counts_in_a_ratio_of_its_own():
+    """6 s ahead of 3 steps are 2 s a step: 4 s become 6."""
+    made = summary(run("trl", 0, 4.0, ahead_seconds=6.0), run("ftlib", 0, 1.0))
+    (compared,) = made.comparisons
+    assert (compared.speed, compared.speed_in_all) == (4.0, 6.0)
+    page = markdown(dataclasses.replace(result(), summary=made))
+    assert "| s ahead |" in page
+    assert "s ahead" not in markdown(result())  # columns without an entry are left out
+
+
 def test_speed_counts_real_tokens_of_timed_steps():
     assert summary(run("ftlib", 0, 4.0)).sides["ftlib"].tokens_per_second == 25.0
 
@@ -117,11 +165,14 @@ def test_a_fair_comparison_has_no_problems():
         ({"base_sha256": ["x", "y"]}, "base weights changed"),
         ({"steps": [step(1.0, grad_norm=0.0), step(1.0), step(1.0)]}, "without a gradient"),
         ({"steps": [step(1.0), step(1.0, rows="b"), step(1.0)]}, "rows or labels are others in steps [2]"),
+        ({"steps": [step(1.0, loss=2.001), step(1.0), step(1.0)]}, "started at 2.001000"),
     ],
 )
 def test_each_missing_proof_is_a_problem(changes, problem):
-    problems = summary(run("trl", 0, 4.0), run("ftlib", 0, 1.0, **changes)).problems
-    assert any(problem in line for line in problems), problems
+    starting_at_2 = dataclasses.replace(WORKLOAD, starts_at=2.0)
+    problems = summary(run("trl", 0, 4.0), run("ftlib", 0, 1.0, **changes), workload=starting_at_2).problems
+    assert [line for line in problems if problem in line] == problems
+    assert len(problems) == 1
 
 
 def test_parity_is_relative_and_has_its_limit():
@@ -147,9 +198,22 @@ def test_rounding_is_measured_against_the_float32_run_of_the_same_pair():
 
 
 def test_floor_counts_what_its_formula_says():
-    """3 and 4 tokens, 5 trained: 7 (4 x 100 + 6 x 10) + 3.5 x 2 x 2 x 8 x (9 + 16) + 4 x 50 x 5."""
-    assert training_flops(SIZES, [3, 4], 5) == 7 * 460 + 2800 + 1000
-    assert training_bytes(SIZES, [3, 4]) == 4 * 150 + 75 * 2 * 4 * 2 * 7
+    """3 and 4 tokens, 5 scored: 7 (4 x 100 + 6 x 10) + 3.5 x 2 x 2 x 8 x (9 + 16) + 4 x 50 x 5."""
+    rows = [(0, 3), (0, 4)]
+    assert training_flops(SIZES, rows, 5) == 7 * 460 + 2800 + 1000
+    assert training_bytes(SIZES, rows) == 4 * 150 + 75 * 2 * 4 * 2 * 7
+
+
+def test_floor_of_a_pair_counts_its_prompt_once():
+    """3 tokens and answers of 1 and 2: T = 6, and 9 + (2 x 3 + 1) + (2 x 6 + 4) = 32 squares."""
+    pair = [(3, 1, 2)]
+    assert training_flops(SIZES, pair, 3) == 6 * 460 + 3.5 * 32 * 32 + 4 * 50 * 3
+    assert forward_flops(SIZES, pair, 3) == 6 * 200 + 32 * 32 + 2 * 50 * 3
+    assert forward_bytes(SIZES) == 2 * 150
+
+
+def test_where_a_row_is_cut_into_prompt_and_answer_does_not_move_its_floor():
+    assert training_flops(SIZES, [(3, 4)], 4) == training_flops(SIZES, [(0, 7)], 4)
 
 
 def test_the_slower_of_arithmetic_and_memory_is_the_floor():
