@@ -1,26 +1,28 @@
-"""What passes between phases: the batch of groups, and losses kept as sums and counts.
+"""What passes between phases: the batch of groups, rollouts, and losses kept as sums and counts.
 
 A *group* is a shared prefix and one or more continuations of it. Plain text is an empty prefix with
 one continuation, a prompt with its completion is a prefix with one, a preference pair a prefix with
 two. `PackedBatch` is a list of groups laid flat without padding; the prefix is present once, however
-many continuations share it.
+many continuations share it. A `Rollout` is one sampled completion of one prompt, unpadded, with
+everything that a policy loss needs.
 
 Shapes: T all tokens of a packed batch, N scored rows, C continuations of a batch, P and L tokens of
-one prefix and of one continuation.
+one prefix (or prompt) and of one continuation (or completion).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from ftlib.errors import ShapeError
+from ftlib.errors import ConfigError, NonFiniteError, ShapeError
 
-__all__ = ["Group", "LossOutput", "Mean", "PackedBatch", "Span"]
+__all__ = ["Group", "LossOutput", "Mean", "PackedBatch", "Rollout", "Sampling", "Span"]
 
 
 @final
@@ -139,6 +141,161 @@ class PackedBatch:
         }
         extras = {name: value.to(device, non_blocking=True) for name, value in self.extras.items()}
         return replace(self, **move, extras=extras)
+
+
+@final
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    Args:
+        temperature: divides the logits, >= 0; 0 is greedy decoding, for evaluation only.
+        top_p: smallest set of likeliest tokens with this much probability, in (0, 1]; 1 is all.
+        top_k: this many likeliest tokens; 0 is all.
+        max_new_tokens: of one completion, >= 1; fewer where the model's context ends.
+        stop_ids: tokens that end a completion, of which they are a part.
+        n: completions per prompt, >= 1.
+        stop_strings: texts that end a completion with the token that completes them.
+
+    Raises:
+        ConfigError: a value out of range, or one without effect on greedy decoding.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 64
+    stop_ids: tuple[int, ...] = ()
+    n: int = 1
+    stop_strings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        asked = {
+            "temperature >= 0": 0 <= self.temperature < math.inf,
+            "0 < top_p <= 1": 0 < self.top_p <= 1,
+            "top_k >= 0": self.top_k >= 0,
+            "max_new_tokens >= 1": self.max_new_tokens >= 1,
+            "n >= 1": self.n >= 1,
+            "no empty stop string": all(self.stop_strings),
+        }
+        failed = [rule for rule, holds in asked.items() if not holds]
+        if failed:
+            raise ConfigError(f"Sampling: expected {' and '.join(failed)}, got {self}.")
+        if self.greedy and (self.warped or self.n > 1):
+            raise ConfigError(
+                f"Sampling: top_p, top_k and n have no effect at temperature 0, got {self}. Leave them out."
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken instead of drawing one."""
+        return self.temperature == 0
+
+    @property
+    def warped(self) -> bool:
+        """Whether tokens are cut away, so that temperature alone does not give the distribution."""
+        return self.top_p < 1 or self.top_k > 0
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether anything but length ends a completion."""
+        return bool(self.stop_ids or self.stop_strings)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One completion of one prompt, with everything that a policy loss needs. One row, no padding.
+
+    Vectors over the completion have one element per token; what they hold where the policy did not
+    sample (mask False) counts for nothing and may be NaN.
+
+    Args:
+        prompt_ids: int64 [P], P >= 1.
+        completion_ids: int64 [L], L >= 1, the stop token included.
+        mask: bool [L], True where the policy sampled the token; False for a tool's output, say.
+        finished: whether the completion ended by itself; True where nothing could have ended it.
+        score: reward of the whole completion; None for none.
+        token_rewards: float [L], rewards of single tokens; None for none.
+        old_logprobs: float [L], nats, under the policy before the update, at the sampling temperature.
+        ref_logprobs: float [L], nats, under the reference, at the sampling temperature.
+        sampler_logprobs: float [L], nats, as the sampler drew them, top-p and top-k included.
+        values: float [L], value of the state before each token.
+        end_value: value of the state after the last token.
+        sampling: how it was drawn.
+        info: further numbers and names: of the reward's members, of the source, ...
+
+    Raises:
+        ShapeError: vectors that do not fit, or no sampled token.
+        NonFiniteError: a reward, log-probability or value that is NaN or infinite where it counts.
+        ConfigError: greedy decoding, which explores nothing; or top-p and top-k without
+            `sampler_logprobs`, since a trainer cannot work them out.
+    """
+
+    prompt_ids: Tensor
+    completion_ids: Tensor
+    mask: Tensor
+    finished: bool
+    score: float | None = None
+    token_rewards: Tensor | None = None
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    end_value: float | None = None
+    sampling: Sampling = Sampling()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_tokens()
+        for name in ("token_rewards", "old_logprobs", "ref_logprobs", "sampler_logprobs", "values"):
+            self._check_vector(name, getattr(self, name))
+        for name, number in (("score", self.score), ("end_value", self.end_value)):
+            if number is not None and not math.isfinite(number):
+                raise NonFiniteError(f"Rollout: expected a finite {name}, got {number}. None leaves it out.")
+        if self.sampling.greedy:
+            raise ConfigError(
+                "Rollout: expected sampled tokens, got greedy decoding (temperature 0), which explores "
+                "nothing. Sample with temperature=1.0."
+            )
+        if self.sampling.warped and self.sampler_logprobs is None:
+            raise ConfigError(
+                f"Rollout: expected sampler_logprobs with top_p={self.sampling.top_p} and "
+                f"top_k={self.sampling.top_k}, got none; a trainer cannot work them out. "
+                "Keep the sampler's log-probabilities, or sample with top_p=1.0 and top_k=0."
+            )
+
+    def _check_tokens(self) -> None:
+        for name in ("prompt_ids", "completion_ids"):
+            ids = getattr(self, name)
+            if ids.ndim != 1 or ids.dtype != torch.int64 or len(ids) == 0:
+                raise ShapeError(
+                    f"Rollout: expected {name} as a vector of int64 with at least one token, got "
+                    f"{tuple(ids.shape)} of {ids.dtype}."
+                )
+        if self.mask.dtype != torch.bool or self.mask.shape != self.completion_ids.shape:
+            raise ShapeError(
+                f"Rollout: expected mask as bool of shape {tuple(self.completion_ids.shape)}, got "
+                f"{tuple(self.mask.shape)} of {self.mask.dtype}. True marks what the policy sampled."
+            )
+        if not bool(self.mask.any()):
+            raise ShapeError("Rollout: expected at least one sampled token, got a mask that is all False.")
+
+    def _check_vector(self, name: str, vector: Tensor | None) -> None:
+        if vector is None:
+            return
+        if vector.shape != self.completion_ids.shape or not vector.is_floating_point():
+            raise ShapeError(
+                f"Rollout: expected {name} as floats of shape {tuple(self.completion_ids.shape)}, one per "
+                f"completion token, got {tuple(vector.shape)} of {vector.dtype}."
+            )
+        counted = vector[self.mask]
+        if not bool(counted.isfinite().all()):
+            raise NonFiniteError(f"Rollout: expected finite {name} where the mask is True, got {counted}.")
+
+    def __len__(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt_ids) + len(self.completion_ids)
 
 
 @final

@@ -1,0 +1,19 @@
+"""Rollouts: completions drawn from a policy, and what they are worth."""
+
+from ftlib.batches import Rollout, Sampling
+from ftlib.rollouts.collect import Collected, Prompt, collect
+from ftlib.rollouts.sampler import FunctionSampler, Sampled, Sampler, prompt_seeds
+from ftlib.rollouts.transformers_sampler import TransformersSampler
+
+__all__ = [
+    "Collected",
+    "FunctionSampler",
+    "Prompt",
+    "Rollout",
+    "Sampled",
+    "Sampler",
+    "Sampling",
+    "TransformersSampler",
+    "collect",
+    "prompt_seeds",
+]
