@@ -37,6 +37,7 @@ class Recorder(TrainerCallback):
 
     def __init__(self, stop_after: int) -> None:
         self._stop_after = stop_after
+        self.stepping = False
         self.seconds: list[float] = []
         self.inside: list[float] = []
         self.logs: list[Mapping[str, float]] = []
@@ -52,7 +53,8 @@ class Recorder(TrainerCallback):
         """To be called when the trainer stands: what it did after `on_init_end` was done ahead."""
         self._ahead = time.perf_counter() - self._ready
 
-    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+    def starting(self) -> None:
+        """To be called before the trainer trains: what it does until its first step is done ahead."""
         self._ready = time.perf_counter()
 
     def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
@@ -60,6 +62,7 @@ class Recorder(TrainerCallback):
             self._ahead += time.perf_counter() - self._ready
             self._start = resource.getrusage(resource.RUSAGE_SELF)
             self._last = time.perf_counter()
+        self.stepping = True
         self._began = time.perf_counter()
 
     def on_step_end(
@@ -70,6 +73,7 @@ class Recorder(TrainerCallback):
         **_kwargs: Any,
     ) -> None:
         now = time.perf_counter()
+        self.stepping = False
         self.seconds.append(now - self._last)
         self.inside.append(now - self._began)
         self._last = now

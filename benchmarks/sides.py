@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_from_disk
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.jobs import Train
@@ -36,7 +37,7 @@ def saved(job: Train, name: str) -> Dataset:
 
 
 def run_ftlib(job: Train, make_trainer: Callable[..., Any], unpack: Unpack, task: str = "causal_lm") -> Run:
-    """ftlib on the data set "encoded". The trainer's objective is wrapped to keep the batches it was given.
+    """ftlib on the data set "encoded". A hook on the model keeps the batches that it is given.
 
     Args:
         make_trainer: a trainer's class, perhaps with options of its own bound to it.
@@ -65,31 +66,25 @@ def run_ftlib(job: Train, make_trainer: Callable[..., Any], unpack: Unpack, task
         callbacks=[recorder],
     )
     recorder.built()
-    trainer.engine.objective = kept = _KeptBatches(trainer.engine.objective, recorder)
+    kept = _kept_batches(trainer.engine.scorer, recorder)
     before = base_sha256(model)
+    recorder.starting()
     trainer.train()
     trainer.save(job.output)
-    examples = [[example for batch in step for example in unpack(batch)] for step in kept.steps()]
+    examples = [[example for batch in kept[step] for example in unpack(batch)] for step in sorted(kept)]
     return recorder.run(job.side, job.precision, model, examples, [before, base_sha256(model)])
 
 
-class _KeptBatches:
-    """An objective that keeps a reference to every batch, by step, and otherwise is the one it wraps."""
+def _kept_batches(scorer: nn.Module, recorder: Recorder) -> dict[int, list[Any]]:
+    """By step, every batch that has a gradient; a reference's forwards have none."""
+    kept: dict[int, list[Any]] = {}
 
-    def __init__(self, objective: Any, recorder: Recorder) -> None:
-        self._objective, self._recorder = objective, recorder
-        self._batches: dict[int, list[Any]] = {}
+    def keep(_scorer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if recorder.stepping and torch.is_grad_enabled():
+            kept.setdefault(recorder.step, []).append(arguments[0])
 
-    def counts(self, batch: Any) -> Any:
-        return self._objective.counts(batch)
-
-    def __call__(self, model: Any, batch: Any) -> Any:
-        self._batches.setdefault(self._recorder.step, []).append(batch)
-        return self._objective(model, batch)
-
-    def steps(self) -> list[list[Any]]:
-        """The batches of each step."""
-        return [self._batches[step] for step in sorted(self._batches)]
+    scorer.register_forward_pre_hook(keep)
+    return kept
 
 
 def examples_of(batch: Any) -> list[Example]:
@@ -159,6 +154,7 @@ def run_trl(
     set_peft_model_state_dict(trainer.model, load_peft_weights(job.adapter, device=job.device))
     trainer.data_collator = kept = _KeptCollator(trainer.data_collator)
     before = base_sha256(trainer.model)
+    recorder.starting()
     trainer.train()
     trainer.save_model(job.output)
     held = kept.batches[: job.stop_after]  # the loader collates one batch ahead
