@@ -21,6 +21,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -120,10 +121,10 @@ class CheckpointStore:
             flushable = fsync_folder(staging)
             self._stage(3)
             write(staging)
-            own = {"run_id": self.run_id, "step": step, "best": best, "folder_fsync": flushable}
+            own = {"run_id": self.run_id, "step": step, "best": best, "written": time.time()}
             files = seal_files(staging)
             self._stage(4)
-            write_manifest(staging, own | {"files": files}, manifest)
+            write_manifest(staging, own | {"folder_fsync": flushable, "files": files}, manifest)
             fsync_folder(staging)
             self._stage(5)
             published = self._publish(staging, step)

@@ -8,7 +8,7 @@ folder's name. Links are refused, and so is any name that is not a plain file in
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -34,7 +34,7 @@ __all__ = [
 FORMAT = 1  # readers for every format written by a release of the same major version stay
 MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
-_OWN_KEYS = frozenset({"format", "run_id", "step", "best", "folder_fsync", "files"})
+_OWN_KEYS = frozenset({"format", "run_id", "step", "best", "written", "folder_fsync", "files"})
 
 
 class Newest(NamedTuple):
@@ -44,34 +44,49 @@ class Newest(NamedTuple):
         path: the newest folder that verified, None when there is none.
         manifest: its manifest, None likewise.
         skipped: (folder, reason) of every folder that would have come before it.
+        runs: ids of the runs found, the one written to last first.
     """
 
     path: Path | None
     manifest: dict[str, Any] | None
     skipped: list[tuple[Path, str]]
+    runs: tuple[str, ...] = ()
 
 
-def newest_valid(folder: str | Path) -> Newest:
-    """The checkpoint with the highest step that passes every check, and why others were skipped.
+def newest_valid(folder: str | Path, *, prefer: Callable[[Mapping[str, Any]], bool] | None = None) -> Newest:
+    """The newest checkpoint that passes every check, and why others were skipped.
+
+    Those that `prefer` is true for come first; then the run that was written to last; then the highest step.
 
     Args:
-        folder: the run's output folder; one that does not exist holds no checkpoints.
+        folder: an output folder, of one run or several; one that does not exist holds no checkpoints.
+        prefer: asked of each manifest; None is true for all.
     """
     skipped: list[tuple[Path, str]] = []
-    candidates: list[tuple[int, str, Path]] = []
+    found: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted(Path(folder).glob(f"{PREFIX}*")):
         try:
             if path.is_symlink():
                 raise CheckpointError(f"{path}: expected a folder, got a link.")
-            candidates.append((read_manifest(path)["step"], path.name, path))
+            found.append((path, read_manifest(path)))
         except CheckpointError as error:
             skipped.append((path, str(error)))
-    for _, _, path in sorted(candidates, reverse=True):
+    written: dict[str, float] = {}  # by run, when last
+    for _, manifest in found:
+        run = manifest["run_id"]
+        written[run] = max(written.get(run, 0.0), manifest.get("written", 0.0))
+    runs = tuple(sorted(written, key=written.__getitem__, reverse=True))
+
+    def order(candidate: tuple[Path, dict[str, Any]]) -> tuple[bool, float, int, str]:
+        path, manifest = candidate
+        return prefer is None or prefer(manifest), written[manifest["run_id"]], manifest["step"], path.name
+
+    for path, _ in sorted(found, key=order, reverse=True):
         try:
-            return Newest(path, verify(path), skipped)
+            return Newest(path, verify(path), skipped, runs)
         except CheckpointError as error:
             skipped.append((path, str(error)))
-    return Newest(None, None, skipped)
+    return Newest(None, None, skipped, runs)
 
 
 def verify(path: str | Path, *, hashes: bool = True) -> dict[str, Any]:
@@ -127,6 +142,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise _broken(file, "a step >= 0", f"{manifest.get('step')!r}")
     if type(manifest.get("run_id")) is not str:
         raise _broken(file, "a run id", f"{manifest.get('run_id')!r}")
+    if type(manifest.get("written", 0.0)) not in (int, float):  # absent in checkpoints of 0.1
+        raise _broken(file, "a time in seconds", f"{manifest['written']!r:.80}")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise _broken(file, "a table of files", f"{type(files).__name__}")
@@ -153,7 +170,8 @@ def write_manifest(folder: Path, own: Mapping[str, Any], given: Mapping[str, Any
 
     Args:
         folder: folder whose files are written and flushed.
-        own: run_id, step, best, folder_fsync and files, as the store knows them.
+        own: run_id, step, best, written (seconds since 1970), folder_fsync and files, as the store
+            knows them.
         given: what the engine adds: versions, config, data fingerprint and the like.
 
     Raises:

@@ -175,7 +175,8 @@ class Trainer(TrainedModel):
 
         Args:
             resume: True goes on from the newest checkpoint in `output_dir` that verifies, and starts
-                fresh (saying so) where there is none; a path goes on from exactly that one.
+                fresh (saying so) where there is none; of several runs in it, the last one with these
+                settings and data is taken. A path goes on from exactly that one.
             allow_changes: settings that may differ from the checkpoint's; the present ones then count.
 
         Returns:

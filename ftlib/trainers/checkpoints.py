@@ -74,14 +74,15 @@ class Checkpoints:
         """Set the state of a checkpoint, and say where it stood; None for a fresh start.
 
         Args:
-            which: None, True for the newest that verifies, or a folder.
+            which: None, a folder, or True for the newest that verifies, of the run written to last among
+                those with these settings and data.
             allow_changes: settings that may differ from the checkpoint's; the present ones count.
 
         Raises:
             CheckpointError: it fails verification, or was made with other settings or data.
             ConfigError: True without an output folder.
         """
-        path = self._to_resume(which)
+        path = self._to_resume(which, allow_changes)
         if path is None:
             return None
         manifest = verify(path)
@@ -93,7 +94,7 @@ class Checkpoints:
         boundary, remembered = snapshot.read(path, self.engine, self.sampler, self._parts(), changed=changed)
         self.callbacks.restore_states(remembered)
         self._run_id, self._resumed_from, self.saved_step = manifest["run_id"], path, manifest["step"]
-        logger.info("resuming from %s at step %d", path, boundary.counters.step)
+        logger.info("resuming run %s from %s at step %d", self._run_id, path, boundary.counters.step)
         return boundary
 
     def save(self, boundary: Boundary, *, best: bool = False) -> bool:
@@ -152,18 +153,34 @@ class Checkpoints:
             "It was deleted; train without load_best to keep the weights of the last step."
         )
 
-    def _to_resume(self, which: bool | str | Path | None) -> Path | None:
+    def _to_resume(self, which: bool | str | Path | None, allow_changes: Sequence[str]) -> Path | None:
         if which is None or which is False:
             return None
         if which is not True:
             return Path(which)
         if self.folder is None:
             raise ConfigError("train: resume=True has no folder to look in. Set TrainConfig.output_dir.")
-        found = newest_valid(self.folder)
+
+        def matches(manifest: Mapping[str, Any]) -> bool:
+            try:
+                refuse_changes(manifest["config"], self._settings(), allow_changes=allow_changes)
+            except (CheckpointError, ConfigError):  # raised again of the one that is taken
+                return False
+            return True
+
+        found = newest_valid(self.folder, prefer=matches)
         for path, reason in found.skipped:
             logger.warning("passed over the checkpoint %s: %s", path, reason)
         if found.path is None:
             logger.warning("no checkpoint in %s to resume from: starting fresh", self.folder)
+        elif len(found.runs) > 1:
+            logger.warning(
+                "%s holds checkpoints of %d runs: going on with %s, the newest one of the run that was "
+                "written to last among those with these settings and data",
+                self.folder,
+                len(found.runs),
+                found.path,
+            )
         return found.path
 
     def _settings(self) -> Mapping[str, Any]:

@@ -469,8 +469,49 @@ def test_order_is_by_the_step_in_the_manifest(tmp_path):
     assert newest_valid(tmp_path).path == high
 
 
+def runs_in(folder: Path, **written: float) -> dict[str, Path]:
+    """Runs of one checkpoint each, the first at the highest step; `written` is when."""
+    made = {}
+    for step, (run, time) in enumerate(reversed(written.items()), start=1):
+        made[run] = CheckpointStore(folder, run_id=run).save(
+            step, write, manifest={"name": run}, expected_bytes=BYTES
+        )
+        edit_manifest(made[run], written=time)
+    return made
+
+
+def test_the_run_written_to_last_comes_before_one_with_higher_steps(tmp_path):
+    runs = runs_in(tmp_path, old=1.5, new=3.5, middle=2.5)
+    assert newest_valid(tmp_path).path == runs["new"]
+    assert newest_valid(tmp_path).runs == ("new", "middle", "old")
+
+
+def test_a_preferred_run_comes_first_and_the_others_after_it(tmp_path):
+    runs = runs_in(tmp_path, old=1.5, new=3.5, middle=2.5)
+    preferred = {"prefer": lambda manifest: manifest["name"] in ("old", "middle")}
+    order = []
+    while (path := newest_valid(tmp_path, **preferred).path) is not None:
+        order.append(path)
+        drop_manifest(path)
+    assert order == [runs["middle"], runs["old"], runs["new"]]
+
+
+def test_a_checkpoint_says_when_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_module.time, "time", lambda: 1234.5)
+    assert verify(save(store_in(tmp_path), 1))["written"] == 1234.5
+
+
+def test_checkpoints_without_a_time_go_by_their_step(tmp_path):
+    runs = runs_in(tmp_path, high=0.0, low=0.0)
+    for path in runs.values():
+        manifest = json.loads((path / "manifest.json").read_text())
+        del manifest["written"]
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    assert newest_valid(tmp_path).path == runs["high"]
+
+
 def test_no_folder_and_empty_folder_hold_no_checkpoint(tmp_path):
-    assert newest_valid(tmp_path) == newest_valid(tmp_path / "absent") == (None, None, [])
+    assert newest_valid(tmp_path) == newest_valid(tmp_path / "absent") == (None, None, [], ())
 
 
 def test_path_that_is_no_folder_is_named(tmp_path):

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from ftlib.adapters import lora
+from ftlib.engine.files import load_state, save_state
 from ftlib.engine.manifest import verify
 from ftlib.errors import CheckpointError
 from ftlib.trainers import checkpoints
@@ -120,6 +121,43 @@ def test_memory_that_ran_out_is_remembered(tmp_path):
     second = sft(data=DATA, output_dir=tmp_path, max_tokens=1000)
     second.train(resume=True)
     assert second.engine.max_tokens == 30
+
+
+def end_of_run(folder: Path, written: float, **options) -> Path:
+    """The last checkpoint of a whole run, as if written then."""
+    before = set(folder.glob("checkpoint-*"))
+    sft(data=DATA, output_dir=folder, **options).train()
+    [path] = set(folder.glob("checkpoint-*")) - before
+    manifest = load_state(path / "manifest.json") | {"written": written}
+    save_state(path / "manifest.json", manifest)
+    return path
+
+
+def test_resuming_takes_the_newest_run_that_matches_and_says_which(tmp_path, caplog):
+    """Four runs in one folder; the others are longer, older, or of other settings."""
+    caplog.set_level("INFO")
+    end_of_run(tmp_path, 1.0, max_steps=2)
+    path = end_of_run(tmp_path, 2.0, max_steps=2)
+    end_of_run(tmp_path, 3.0, max_steps=2, seed=1)
+    end_of_run(tmp_path, 0.5, max_steps=5)
+    sft(data=DATA, output_dir=tmp_path, max_steps=2).train(resume=True)
+    assert f"holds checkpoints of 4 runs: going on with {path}" in caplog.text
+    assert f"from {path} at step 2" in caplog.text
+
+
+def test_an_allowed_change_makes_a_run_match(tmp_path):
+    end_of_run(tmp_path, 1.0, max_steps=2)
+    newer = end_of_run(tmp_path, 2.0, max_steps=2, seed=1)
+    resumed = sft(data=DATA, output_dir=tmp_path, max_steps=2)
+    resumed.train(resume=True, allow_changes=["seed"])
+    assert resumed.checkpoints._resumed_from == newer
+
+
+def test_where_no_run_matches_the_newest_is_refused_with_its_differences(tmp_path):
+    end_of_run(tmp_path, 2.0, max_steps=2, seed=1)
+    end_of_run(tmp_path, 1.0, max_steps=2, seed=2)
+    with pytest.raises(CheckpointError, match=r"seed +1 +0\n"):
+        sft(data=DATA, output_dir=tmp_path, max_steps=2).train(resume=True)
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
