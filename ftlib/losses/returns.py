@@ -103,8 +103,7 @@ def gae(
         ShapeError: shapes that do not fit, or a mask that is not bool.
         ConfigError: a discount or decay outside [0, 1].
 
-    Source: Schulman et al. 2016, eq. 16; two decays: Yuan et al. 2025 (VC-PPO),
-    "decoupled GAE".
+    Source: Schulman et al. 2016, eq. 16; two decays: Yuan et al. 2025 (VC-PPO), "decoupled GAE".
 
     Example:
         >>> rewards_BL, values_BL = torch.tensor([[0.0, 0.0, 1.0]]), torch.full((1, 3), 0.2)
