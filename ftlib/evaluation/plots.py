@@ -1,0 +1,139 @@
+"""Pictures of a run and of its predictions: one call each, matplotlib's figure returned, nothing shown.
+
+Line styles differ beside the colours, which are those of Wong 2011 for colour-blind readers. Needs
+``pip install 'ftlib[plots]'``, `roc` also scikit-learn (``ftlib[metrics]``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ftlib.errors import ConfigError, MissingPackageError
+from ftlib.evaluation.pairs import ScoredAnswers, roc_points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["loss", "margins", "roc"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Wong 2011 (Nature Methods 8:441)
+STYLES = ("-", "--", ":", "-.")
+SMOOTHED = 0.9  # share of the running mean that the smoothed line keeps of its past
+
+
+class _HasHistory(Protocol):
+    @property
+    def history(self) -> list[dict[str, Any]]: ...
+
+
+Run = _HasHistory | Sequence[Mapping[str, Any]]
+
+
+def loss(result: Run, *, ax: Axes | None = None) -> Figure:
+    """Training and evaluation loss by step, and the learning rate on an axis of its own.
+
+    The raw points are kept; the line through them is a running mean, as the legend says.
+
+    Args:
+        result: what `train` returned, or its history.
+        ax: draw here; None makes a figure.
+    """
+    rows, axes = _history(result), _axes(ax)
+    trained, held_out = _series(rows, "loss"), _series(rows, "eval_loss")
+    axes.plot(*trained, ".", color=COLOURS[0], alpha=0.5, label="training")
+    axes.plot(trained[0], _smooth(trained[1]), STYLES[0], color=COLOURS[0], label=f"running mean, {SMOOTHED}")
+    if held_out[0]:
+        axes.plot(*held_out, f"o{STYLES[1]}", color=COLOURS[1], label="evaluation")
+    rates = axes.twinx()
+    rates.plot(*_series(rows, "learning_rate"), STYLES[2], color=COLOURS[2])
+    rates.set_ylabel("learning rate (dotted)")
+    return _labelled(axes, "optimiser step", "loss (nats)")
+
+
+def margins(result: Run, *, ax: Axes | None = None) -> Figure:
+    """What DPO does to the two sides: rewards of chosen and rejected answers, their margin, the accuracy.
+
+    Args:
+        result: what `train` of a preference trainer returned, or its history.
+        ax: draw here; None makes a figure.
+
+    Raises:
+        ConfigError: the run has no such metrics.
+    """
+    rows, axes = _history(result), _axes(ax)
+    names = ("reward_chosen", "reward_rejected", "margin")
+    if not _series(rows, "margin")[0]:
+        raise ConfigError(
+            "plots.margins: expected the history of a preference trainer, got no 'margin' in it."
+        )
+    for name, colour, style in zip(names, COLOURS, STYLES, strict=False):
+        axes.plot(*_series(rows, name), style, color=colour, label=name.replace("_", " "))
+    accuracy = axes.twinx()
+    accuracy.plot(*_series(rows, "accuracy"), STYLES[3], color=COLOURS[3])
+    accuracy.set(ylim=(0, 1), ylabel="accuracy (dash-dotted)")
+    return _labelled(axes, "optimiser step", "reward (nats)")
+
+
+def roc(answers: Sequence[ScoredAnswers], *, ax: Axes | None = None) -> Figure:
+    """ROC of the scores of better against worse answers, with its area and the number of pairs.
+
+    Args:
+        answers: what `RewardTrainer.answers` gives.
+        ax: draw here; None makes a figure.
+    """
+    try:
+        from sklearn.metrics import RocCurveDisplay
+    except ImportError as error:
+        raise _missing("plots.roc", "scikit-learn", "metrics") from error
+    axes = _axes(ax)
+    labels, scores = roc_points(answers)
+    name = f"{int(labels.sum())} pairs"
+    RocCurveDisplay.from_predictions(labels, scores, name=name, ax=axes, plot_chance_level=True)
+    axes.set(xlabel="share of worse answers above the threshold", ylabel="share of better answers above it")
+    return _figure(axes)
+
+
+def _axes(ax: Axes | None) -> Axes:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise _missing("plots", "matplotlib", "plots") from error
+    # A figure of its own, without pyplot: the caller's backend and open figures stay as they are.
+    return Figure(figsize=(7, 4), layout="constrained").subplots() if ax is None else ax
+
+
+def _missing(where: str, package: str, extra: str) -> MissingPackageError:
+    return MissingPackageError(
+        f"{where}: expected {package}, which is not installed. Run: pip install 'ftlib[{extra}]'"
+    )
+
+
+def _figure(axes: Axes) -> Figure:
+    figure: Any = axes.get_figure(root=True)
+    return figure  # type: ignore[no-any-return]
+
+
+def _labelled(axes: Axes, xlabel: str, ylabel: str) -> Figure:
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _figure(axes)
+
+
+def _history(result: Run) -> Sequence[Mapping[str, Any]]:
+    return result if isinstance(result, Sequence) else result.history
+
+
+def _series(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    points = [(int(row["step"]), float(row[name])) for row in rows if name in row]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """A running mean that starts at the first value."""
+    smoothed: list[float] = []
+    for value in values:
+        smoothed.append(SMOOTHED * smoothed[-1] + (1 - SMOOTHED) * value if smoothed else value)
+    return smoothed
