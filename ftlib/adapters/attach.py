@@ -1,7 +1,8 @@
 """Bind an adapter to a model, fold it in, save it, load it: peft does the work.
 
 `attach` changes the model it is given, as peft does: its linear layers are wrapped in place and its
-base weights frozen. `merge` is the way back to a plain transformers model.
+base weights frozen. A score head is trained and saved with every adapter. `merge` is the way back to a
+plain transformers model.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import cast
 
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
 from ftlib.adapters.fused import fuse
-from ftlib.adapters.task import score_head
+from ftlib.adapters.task import SCORE, fit_task, score_head
+from ftlib.adapters.vetting import WEIGHTS, check_adapter
 from ftlib.errors import CapabilityError, ConfigError
 
 __all__ = ["attach", "load_adapter", "merge", "model_capabilities"]
@@ -42,7 +45,10 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
 
     Raises:
         ConfigError: the name is taken.
-        CapabilityError: `full()` on a model that already has adapters.
+        CapabilityError: `full()` on a model that already has adapters, or an adapter of a score head on
+            a language model.
+
+    See `load_adapter` for what a folder may raise.
     """
     if isinstance(adapter, str | Path):
         return load_adapter(model, adapter, name=name)
@@ -71,9 +77,23 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
 def load_adapter(
     model: AnyModel, folder: str | Path, *, name: str = "default", trainable: bool = True
 ) -> PeftModel:
-    """Put a saved adapter on a model. The base is the model given, never the one named in the folder."""
+    """Put a saved adapter on a model. The base is the model given, never the one named in the folder.
+
+    Raises:
+        ConfigError: not an adapter's folder, or one that is refused.
+        CapabilityError: it was trained with a score head and the model has none, or the other way round.
+        CheckpointError: weights that cannot be read, or are not finite.
+    """
+    folder = Path(folder).expanduser()
+    check_adapter(folder)
     config = _bound_copy(model, PeftConfig.from_pretrained(str(folder)))
     config.inference_mode = not trainable
+    if score_head(model) is not None and not _holds_head(folder):
+        raise CapabilityError(
+            f"{folder / WEIGHTS}: expected an adapter saved with its score head, found none. Fold that of a "
+            "language model in first, ftlib.adapters.merge(ftlib.load(base, adapter=folder)[0]), and make "
+            "the reward model of the result: ftlib.load(merged, task='reward')."
+        )
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), name, is_trainable=trainable, peft_config=config)
         model.set_adapter(name, inference_mode=not trainable)
@@ -92,11 +112,15 @@ def _settled_names() -> Iterator[None]:
         yield
 
 
+def _holds_head(folder: Path) -> bool:
+    with safe_open(folder / WEIGHTS, framework="pt") as weights:
+        return any(SCORE in key.split(".") for key in weights.keys())  # noqa: SIM118  not a mapping
+
+
 def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:
     """A copy of the configuration, fitted to this model, with the fused projection where it applies."""
     copy = fuse(deepcopy(config))
-    if score_head(model) is not None:
-        copy.task_type = TaskType.SEQ_CLS  # peft then trains and saves the head, whatever the adapter
+    fit_task(copy, model)
     copy.base_model_name_or_path = None  # peft writes the name of the model at hand
     if hasattr(copy, "fan_in_fan_out") and any(type(module) is Conv1D for module in model.modules()):
         copy.fan_in_fan_out = True  # GPT-2 stores its matrices transposed

@@ -1,23 +1,48 @@
 """What a model is for, as an adapter needs to know it.
 
-A score head belongs to the task: it is new, so it is trained and saved whatever the adapter.
+A score head belongs to the task: it is new, so it is trained and saved whatever the adapter. peft does
+both for every configuration whose task is SEQ_CLS.
 """
 
 from __future__ import annotations
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedModel
 
-__all__ = ["SCORE", "score_head"]
+from ftlib.errors import CapabilityError
+
+__all__ = ["SCORE", "fit_task", "score_head"]
 
 SCORE = "score"  # how the decoders of transformers' sequence classification name their head
 
 
 def score_head(model: nn.Module) -> nn.Module | None:
     """The head of a model that scores whole sequences, as the adapter has it; None of any other model."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = _inner(model)
     if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is not None:
         return None
     head = getattr(inner, SCORE, None)
     return head if isinstance(head, nn.Module) else None
+
+
+def fit_task(config: PeftConfig, model: nn.Module) -> None:
+    """Give a configuration the task of a model with a score head, whatever it says.
+
+    Raises:
+        CapabilityError: a configuration that trains a head, for a language model.
+    """
+    if score_head(model) is not None:
+        config.task_type = TaskType.SEQ_CLS
+        return
+    inner = _inner(model)
+    writes = isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None
+    if config.task_type == TaskType.SEQ_CLS and writes:
+        raise CapabilityError(
+            f"attach: expected a model with a head for an adapter of task SEQ_CLS, got the language model "
+            f"{type(inner).__name__}. Load it with ftlib.load(name, task='reward')."
+        )
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -12,6 +12,7 @@ from ftlib.adapters.attach import AnyModel
 from ftlib.errors import ConfigError
 from ftlib.export.card import CardData, card_text, public_name
 from ftlib.export.staging import staged
+from ftlib.models.padding import padding_tokenizer
 from ftlib.models.quiet import quiet
 
 __all__ = ["save", "save_weights"]
@@ -30,7 +31,7 @@ def save(
     Args:
         folder: where to; made with its parents.
         model: a peft model, whose active adapter is saved, or a transformers model.
-        tokenizer: saved as it is; None leaves it out.
+        tokenizer: saved as it is, beside a reward model with that model's pad token; None leaves it out.
         card: what the model card tells; base and adapter are filled in from the model where None.
 
     Returns:
@@ -50,7 +51,7 @@ def save(
         else:
             card = _describe_adapter(staging, card)
         if tokenizer is not None:
-            tokenizer.save_pretrained(staging)
+            padding_tokenizer(model, tokenizer).save_pretrained(staging)
         (staging / "README.md").write_text(card_text(card, adapted=adapted), encoding="utf-8")
     return target
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
     PretrainedConfig,
@@ -25,15 +26,20 @@ from transformers import (
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.attach import attach
+from ftlib.adapters.task import score_head
+from ftlib.adapters.vetting import check_adapter
 from ftlib.errors import CheckpointError, ConfigError
+from ftlib.models.heads import as_reward_model, describe_score, restore_score
+from ftlib.models.padding import choose_pad_id, padding_tokenizer
 from ftlib.models.precision import choose_dtype, parse_dtype
 from ftlib.models.quiet import quiet
 from ftlib.models.source import Source, find_source
-from ftlib.models.vetting import check_adapter
+from ftlib.models.vetting import weight_files
 
 __all__ = ["load"]
 
 logger = logging.getLogger(__name__)
+TASKS = ("causal_lm", "reward")
 
 AnyModel = PreTrainedModel | PeftModel
 AnyAdapter = Adapter | PeftConfig | str | Path
@@ -82,14 +88,16 @@ def load(
             came from, on this machine only, and is None where there is none.
         adapter: what `ftlib.adapters` makes, any `peft.PeftConfig`, or a saved adapter's folder. The base
             is always the model named here. None leaves the model as it is.
-        task: "causal_lm".
+        task: "causal_lm", or "reward": transformers' model for sequence classification with one score. A
+            language model gets a new score head, float32 and drawn from torch's global generator (see
+            `as_reward_model`); a trained reward model, or adapter, keeps its own.
         dtype: of the weights: a torch dtype, its name, or "auto". Auto is bfloat16 for weights that an
             adapter leaves frozen and for checkpoints in half precision (GGUF counts as one), where the
             device computes it fast; else float32. The choice is logged. What an adapter adds is float32;
             modules it trains whole keep the model's dtype, and a trainer keeps float32 masters of them.
         quantize: None.
         gguf_file: name of a GGUF file inside the folder or hub model.
-        num_labels: for classification only.
+        num_labels: None.
         revision: of a hub model: branch, tag or commit.
         token: for private hub models; None takes the one stored by the hub's own login.
         local_files_only: never reach the network.
@@ -97,17 +105,19 @@ def load(
         trust_remote_code: run code that comes with the model.
 
     Returns:
-        (model, tokenizer), the model in evaluation mode as transformers leaves it, the tokenizer as it is.
+        (model, tokenizer), the model in evaluation mode as transformers leaves it, the tokenizer as it
+        is; but one for a reward model pads with the id that the model takes for padding.
 
     Raises:
         ConfigError: nothing found, an option that does not fit, or files that are refused.
         CheckpointError: weights that cannot be read or do not fit the model.
+        CapabilityError: a model that cannot do the task.
         MissingPackageError: a GGUF file without the package that reads it.
     """
     _check_options(task, quantize, num_labels)
     if isinstance(adapter, str | Path):
-        check_adapter(Path(adapter).expanduser())
         adapter = Path(adapter).expanduser()
+        check_adapter(adapter)  # before a base of any size is read
     if isinstance(name_or_path, PreTrainedModel | PeftModel):
         given = {"gguf_file": gguf_file, "revision": revision, "token": token, "device": device}
         clashing = [name for name, value in given.items() if value is not None]
@@ -115,7 +125,7 @@ def load(
         if clashing:
             raise ConfigError(f"load: {', '.join(clashing)} has no effect on a loaded model. Leave it out.")
         tokenizer = _tokenizer_beside(name_or_path)
-        return _with_adapter(name_or_path, adapter), tokenizer
+        return _finish(name_or_path, tokenizer, task, adapter)
     source = find_source(
         name_or_path,
         gguf_file=gguf_file,
@@ -129,22 +139,45 @@ def load(
     config = _read_config(source, trust_remote_code=trust_remote_code)
     frozen = adapter is not None and not (isinstance(adapter, Adapter) and adapter.config is None)
     chosen = _dtype(dtype, config, source, frozen=frozen, device=place)
-    model = _read_model(source, config, chosen, trust_remote_code=trust_remote_code)
+    if task == "reward" and _is_classifier(config):
+        model = _read_model(source, config, chosen, AutoModelForSequenceClassification, trust_remote_code)
+        restore_score(model, [source.folder / file for file in weight_files(source.folder, source.name)])
+        describe_score(model, choose_pad_id(model, tokenizer))
+    else:
+        model = _read_model(source, config, chosen, AutoModelForCausalLM, trust_remote_code)
     if place is not None:
         torch.nn.Module.to(model, place)
-    return _with_adapter(model, adapter), tokenizer
+    return _finish(model, tokenizer, task, adapter)
+
+
+def _finish(
+    model: AnyModel, tokenizer: PreTrainedTokenizerBase | None, task: str, adapter: AnyAdapter | None
+) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
+    """Make the model one of its task, put the adapter on it, and let the tokenizer pad as it does."""
+    if task == "reward":
+        model = as_reward_model(model, tokenizer)
+        tokenizer = None if tokenizer is None else padding_tokenizer(model, tokenizer)
+    elif score_head(model) is not None:
+        raise ConfigError(
+            f"load: expected a language model for task={task!r}, got one with a score head. "
+            "Pass task='reward'."
+        )
+    if adapter is not None:
+        with quiet():
+            model = attach(model, adapter)
+    return model, tokenizer
 
 
 def _check_options(task: str, quantize: str | None, num_labels: int | None) -> None:
-    if task != "causal_lm":
-        raise ConfigError(f"load: expected task='causal_lm', got {task!r}. No other task is available.")
+    if task not in TASKS:
+        raise ConfigError(f"load: expected task to be one of {TASKS}, got {task!r}. No other is available.")
     if quantize is not None:
         raise ConfigError(
             f"load: expected quantize=None, got {quantize!r}, which is not available yet. "
             "Use dtype='bfloat16' for half the memory."
         )
     if num_labels is not None:
-        raise ConfigError(f"load: num_labels={num_labels} has no effect on task='causal_lm'. Leave it out.")
+        raise ConfigError(f"load: num_labels={num_labels} has no effect on task={task!r}. Leave it out.")
 
 
 def _parse_device(device: str | torch.device) -> torch.device:
@@ -185,15 +218,20 @@ def _read_config(source: Source, *, trust_remote_code: bool) -> PretrainedConfig
     return config
 
 
+def _is_classifier(config: PretrainedConfig) -> bool:
+    """Whether the checkpoint is one of sequence classification, by the class it was saved from."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
 def _read_model(
-    source: Source, config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool
+    source: Source, config: PretrainedConfig, dtype: torch.dtype, auto: Any, trust_remote_code: bool
 ) -> PreTrainedModel:
     options: dict[str, Any] = _gguf(source)
     if source.gguf_file:
         options["quantization_config"] = GgufConfig(dequantize=True)  # else the weights stay packed
     try:
         with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto.from_pretrained(
                 source.folder,
                 config=config,
                 dtype=dtype,
@@ -206,7 +244,9 @@ def _read_model(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"load: expected readable weights at {source.name}, got: {error}") from error
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"load: expected a causal language model at {source.name}, got: {error}") from error
+        raise ConfigError(
+            f"load: expected a model that {auto.__name__} reads at {source.name}, got: {error}"
+        ) from error
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -245,10 +285,3 @@ def _tokenizer_beside(model: AnyModel) -> PreTrainedTokenizerBase | None:
         return _read_tokenizer(source, trust_remote_code=False)
     except (ConfigError, CheckpointError):
         return None
-
-
-def _with_adapter(model: AnyModel, adapter: AnyAdapter | None) -> AnyModel:
-    if adapter is None:
-        return model
-    with quiet():
-        return attach(model, adapter)

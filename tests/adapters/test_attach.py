@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ftlib.adapters import Adapter, attach, full, load_adapter, lora, merge, model_capabilities
 from ftlib.adapters.fused import FusedLoraLinear
-from ftlib.errors import CapabilityError, ConfigError
+from ftlib.errors import CapabilityError, CheckpointError, ConfigError
 from ftlib.models import forward
 from tests.models_zoo import ARCHITECTURES, tiny_model
 from tests.packed import random_batch
@@ -179,3 +180,54 @@ def test_any_peft_configuration_trains_grouped(config: Any) -> None:
     grouped, padded = (forward(model, BATCH, path=path).logprobs_N for path in ("grouped", "padded"))  # type: ignore[arg-type]
     assert_close(grouped, padded, rtol=1e-5, atol=1e-5)
     assert float((logits(model) - logits(tiny_model("qwen2"))).abs().max()) > 1e-3
+
+
+def hostile(folder: Path, **changes: Any) -> Path:
+    """A saved adapter whose configuration was tampered with."""
+    trained(lora(r=2)).save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 10**6}, r"r: expected at most \d+, .* got 1000000"),
+        ({"auto_mapping": {"parent_library": "os.path"}}, r"parent_library: .* got 'os.path'"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "'auto_map'"),
+    ],
+)
+@pytest.mark.parametrize("use", [attach, load_adapter])
+def test_a_hostile_folder_is_refused_by_its_key_and_the_model_stays(
+    use: Any, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    model, folder = tiny_model(), hostile(tmp_path, **changes)
+    with pytest.raises(ConfigError, match=message):
+        use(model, folder)
+    assert model.state_dict().keys() == tiny_model().state_dict().keys()
+
+
+def test_pickled_and_non_finite_weights_are_refused(tmp_path: Path) -> None:
+    folder = hostile(tmp_path)
+    weights = load_file(folder / "adapter_model.safetensors")
+    torch.save(weights, folder / "adapter_model.bin")
+    name = sorted(weights)[0]
+    weights[name][0, 0] = float("inf")
+    save_file(weights, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name}: expected finite values"):
+        attach(tiny_model(), str(folder))
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"Pickles \(.bin\) are not read"):
+        attach(tiny_model(), str(folder))
+
+
+def test_a_hub_name_is_no_folder() -> None:
+    with pytest.raises(ConfigError, match=r"no adapter_config.json in org/adapter"):
+        attach(tiny_model(), "org/adapter")
+
+
+def test_an_adapter_with_a_head_is_refused_by_a_language_model() -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    with pytest.raises(CapabilityError, match="got the language model LlamaForCausalLM"):
+        attach(tiny_model(), config)

@@ -244,9 +244,10 @@ def test_an_adapter_that_is_no_folder_is_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "reward"}, "expected task='causal_lm', got 'reward'"),
+        ({"task": "classification"}, r"expected task to be one of .*'reward'.*, got 'classification'"),
         ({"quantize": "nf4"}, "expected quantize=None, got 'nf4'"),
-        ({"num_labels": 3}, "num_labels=3 has no effect"),
+        ({"num_labels": 3}, "num_labels=3 has no effect on task='causal_lm'"),
+        ({"num_labels": 1, "task": "reward"}, "num_labels=1 has no effect on task='reward'"),
         ({"dtype": "int8"}, "got 'int8'"),
         ({"device": "abacus"}, "got 'abacus'"),
         ({"revision": "main"}, "revision='main' has no effect on a folder"),
