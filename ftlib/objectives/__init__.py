@@ -1,6 +1,22 @@
 """Level 2: objectives, `(model, batch) -> LossOutput`. For any training loop."""
 
-from ftlib.objectives.protocol import Objective
+from ftlib.objectives.dpo import DPO, PairLoss
+from ftlib.objectives.pairs import Pairs, pairs
+from ftlib.objectives.protocol import Needs, Objective, OfOneForward, Prepared
+from ftlib.objectives.reward import Reward
 from ftlib.objectives.sft import SFT
+from ftlib.objectives.weighted import weighted
 
-__all__ = ["SFT", "Objective"]
+__all__ = [
+    "DPO",
+    "SFT",
+    "Needs",
+    "Objective",
+    "OfOneForward",
+    "PairLoss",
+    "Pairs",
+    "Prepared",
+    "Reward",
+    "pairs",
+    "weighted",
+]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
 from ftlib.batches import LossOutput, PackedBatch
+from ftlib.models import Scored
 
-__all__ = ["Objective"]
+__all__ = ["Needs", "Objective", "OfOneForward", "Prepared"]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Level 2 of the library. No optimiser, no logging, no rank; the caller divides and steps."""
 
@@ -23,3 +26,42 @@ class Objective(Protocol):
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> LossOutput:
         """Terms and metrics of one micro-batch, as sums and counts."""
+
+
+@final
+@dataclass(frozen=True)
+class Needs:
+    """What an objective reads of a forward beside log-probabilities. The flags of `models.forward`."""
+
+    entropy: bool = False
+    hidden: bool = False
+    scores: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.entropy or other.entropy, self.hidden or other.hidden, self.scores or other.scores)
+
+
+@runtime_checkable
+class OfOneForward(Objective, Protocol):
+    """An objective that reads one forward of the model, and can share it with others.
+
+    Calling it is ``of(forward(model, batch, ...), batch)``.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """The flags of that forward."""
+
+    def of(self, scored: Scored, batch: PackedBatch) -> LossOutput:
+        """Terms and metrics from what the forward gave."""
+
+
+@runtime_checkable
+class Prepared(OfOneForward, Protocol):
+    """One that computes something first, such as a reference's log-probabilities.
+
+    No other role of a model may run between a forward and its backward.
+    """
+
+    def prepare(self, batch: PackedBatch) -> PackedBatch:
+        """The batch with what `of` will look for in its extras."""

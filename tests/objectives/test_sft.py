@@ -11,8 +11,10 @@ from torch.testing import assert_close
 
 from ftlib.batches import Group
 from ftlib.data import collate
+from ftlib.models import forward
 from ftlib.objectives import SFT
 from tests.models_zoo import VOCAB, tiny_model
+from tests.objectives.answers import answers, batch_of, pair, says
 from tests.trainers.tiny import rows
 
 EXAMPLES = rows(6)
@@ -72,3 +74,42 @@ def test_an_objective_is_a_value():
     assert SFT() == SFT()
     with pytest.raises(AttributeError):
         SFT().loss = None
+
+
+# -- groups of several continuations -------------------------------------------------------------
+
+
+def test_of_a_pair_the_chosen_answer_alone_is_trained():
+    """Its three tokens, of which a uniform model makes log 97 each."""
+    batch = batch_of(pair(), answers(2, 5, 4))
+    output = SFT()(uniform_model(), batch)
+    assert_close(output.terms["nll"].sum, torch.tensor((3 + 2) * math.log(VOCAB)))
+    assert output.terms["nll"].count == SFT().counts(batch)["nll"] == 3 + 2
+
+
+def test_of_ranked_answers_the_first_among_the_best_is_trained():
+    scored = says([-1.0], [-2.0] * 2, [-4.0] * 3)
+    term = SFT().of(scored, batch_of(answers(1, 2, 3, rank=[2, 1, 1]))).terms["nll"]
+    assert (term.sum.item(), term.count.item()) == (4.0, 2.0)
+    term.sum.backward()
+    assert scored.logprobs_N.grad.tolist() == [0.0, -1.0, -1.0, 0.0, 0.0, 0.0]
+
+
+def test_beside_single_completions_a_pair_counts_as_its_chosen_answer():
+    batch = batch_of(answers(4), pair(), answers(2))
+    assert SFT().counts(batch)["nll"] == 4 + 3 + 2
+
+
+def test_a_pair_trains_as_its_chosen_answer_alone():
+    model = tiny_model("llama")
+    of_pair, alone = (SFT()(model, batch_of(group)).terms["nll"] for group in (pair(), answers(3)))
+    assert_close(of_pair.sum, alone.sum, rtol=1e-5, atol=0)
+    assert of_pair.count == alone.count
+
+
+def test_single_continuations_keep_their_weights_bit_for_bit():
+    batch, model = collate(EXAMPLES), tiny_model("llama")
+    logprobs_N = forward(model, batch).logprobs_N
+    term = SFT()(model, batch).terms["nll"]
+    assert torch.equal(term.sum, (batch.weights_N * -logprobs_N).sum())
+    assert torch.equal(term.count, batch.weights_N.sum())
