@@ -1,9 +1,36 @@
-"""Models: loading, the one forward, grouped attention and the log-probability head."""
+"""Models: loading, the one forward, grouped attention, the heads, and roles on one model."""
 
 from ftlib.models.demo_model import demo_model
 from ftlib.models.forward import Scorer, forward
 from ftlib.models.heads import as_reward_model
 from ftlib.models.load import load
+from ftlib.models.references import (
+    AdapterOff,
+    Cached,
+    FrozenCopy,
+    KeptReference,
+    Reference,
+    Snapshot,
+    make_reference,
+)
+from ftlib.models.roles import adapters_active, adapters_off, swapped_weights
 from ftlib.models.scoring import Scored
 
-__all__ = ["Scored", "Scorer", "as_reward_model", "demo_model", "forward", "load"]
+__all__ = [
+    "AdapterOff",
+    "Cached",
+    "FrozenCopy",
+    "KeptReference",
+    "Reference",
+    "Scored",
+    "Scorer",
+    "Snapshot",
+    "adapters_active",
+    "adapters_off",
+    "as_reward_model",
+    "demo_model",
+    "forward",
+    "load",
+    "make_reference",
+    "swapped_weights",
+]

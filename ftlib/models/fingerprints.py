@@ -16,7 +16,7 @@ __all__ = ["PROVENANCE", "config_settings", "hash_settings", "hash_tensors"]
 
 # Of a peft configuration: where it came from and what it is used for, not what it computes.
 PROVENANCE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
-_OF_A_MODEL = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+_OF_A_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
 def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:

@@ -118,6 +118,8 @@ class Snapshot:
     def follow(self, share: float) -> None:
         """Move towards the policy's present weights: ``ref <- share * policy + (1 - share) * ref``.
 
+        In the weights' own dtype: a small share of a bfloat16 weight may move nothing.
+
         Args:
             share: in (0, 1]; 1 takes a new snapshot.
 
@@ -149,6 +151,11 @@ class Snapshot:
     def _computing(self) -> dict[str, Tensor]:
         """What the forward reads, the copies on the devices of what they stand in for."""
         present = parameters_in_use(self.scorer.model, self.adapters)
+        if not present.keys() >= self.weights.keys():
+            raise ConfigError(
+                "Snapshot: expected the weights of the model under the names they had, got others: an "
+                "adapter was attached or deleted since. Attach adapters first, then take the snapshot."
+            )
         for name, weight in self.weights.items():
             self.weights[name] = weight.to(present[name].device)
         return {**present, **self.weights}
@@ -167,7 +174,7 @@ class FrozenCopy:
         self.scorer = scorer_of(model)
         self.temperature = temperature
         self.adapters = active_adapters(self.scorer.model)
-        self._own: dict[str, nn.Parameter] = {}
+        self._own: dict[str, nn.Parameter] | None = None  # of a copy: what the policy trains in it
 
     @classmethod
     def of(cls, model: nn.Module, *, temperature: float = 1.0) -> FrozenCopy:
@@ -185,11 +192,11 @@ class FrozenCopy:
     def logprobs(self, batch: PackedBatch) -> Tensor:
         """See `Reference`."""
         device = batch.ids_T.device
-        if self._own:  # follows the policy; a given model stays where it was put
-            self.scorer.to(device)
+        inner = inner_model(self.scorer.model)
+        if self._own is not None and inner.device != device:
+            self.scorer.to(device)  # it follows the policy; a given model stays where it was put
         with adapters_active(self.scorer.model, self.adapters):
-            here = batch.to(inner_model(self.scorer.model).device)
-            return _logprobs(self.scorer, here, self.temperature).to(device)
+            return _logprobs(self.scorer, batch.to(inner.device), self.temperature).to(device)
 
     def mark(self) -> Hashable:
         """See `KeptReference`."""
@@ -201,11 +208,11 @@ class FrozenCopy:
 
     def state_dict(self) -> dict[str, Any]:
         """Of a copy, the weights that the policy trains; of a given model, nothing."""
-        return dict(self._own)
+        return {name: weight.detach() for name, weight in (self._own or {}).items()}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Take them over."""
-        _restore(self._own, state)
+        _restore(self._own or {}, state)
 
     def _weights(self) -> dict[str, nn.Parameter]:
         return parameters_in_use(self.scorer.model, self.adapters)

@@ -28,7 +28,7 @@ class KeptReference(Reference, Protocol):
     """A reference that says what it computes with, and that checkpoints can hold. Those made here are."""
 
     def mark(self) -> Hashable:
-        """Another value after any change of its weights; costs next to nothing."""
+        """Another value after any change of its weights that torch sees, so none made through `.data`."""
 
     def fingerprint(self) -> str:
         """SHA-256 of what its numbers depend on beside the batch; the same in every process."""

@@ -55,11 +55,11 @@ def make_reference(
     """
     if kind is None:
         return None
+    if isinstance(kind, Reference):
+        return kind
     if isinstance(kind, nn.Module):
         _require_separate(kind, model)
         return FrozenCopy(kind, temperature=temperature)
-    if isinstance(kind, Reference):
-        return kind
     policy = scorer_of(model).model
     if kind == "auto":
         kind = "adapter_off" if why_not_off(policy) is None and is_identity(policy) else "snapshot"

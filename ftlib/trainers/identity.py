@@ -16,12 +16,10 @@ from transformers import PreTrainedModel
 from ftlib.adapters.attach import AnyModel
 from ftlib.engine.engine import Engine
 from ftlib.engine.manifest import versions
+from ftlib.models.fingerprints import PROVENANCE, hash_tensors
 from ftlib.trainers.snapshot import Stateful
 
 __all__ = ["adapter_settings", "data_fingerprint", "identity", "machine", "plain", "weights_fingerprint"]
-
-# Of a peft configuration: where it came from and what it is used for, not what it computes.
-_PROVENANCE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
 
 
 def identity(engine: Engine, model: AnyModel, data: Dataset | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -57,12 +55,8 @@ def data_fingerprint(data: Dataset | Sequence[Mapping[str, Any]]) -> str:
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """SHA-256 over the frozen weights, by name."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if not weight.requires_grad:
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    frozen = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
+    return hash_tensors(frozen)
 
 
 def adapter_settings(model: AnyModel) -> dict[str, Any] | None:
@@ -70,7 +64,7 @@ def adapter_settings(model: AnyModel) -> dict[str, Any] | None:
     if isinstance(model, PreTrainedModel):
         return None
     settings = model.active_peft_config.to_dict()
-    return {name: plain(value) for name, value in settings.items() if name not in _PROVENANCE}
+    return {name: plain(value) for name, value in settings.items() if name not in PROVENANCE}
 
 
 def plain(value: Any) -> Any:
