@@ -27,17 +27,17 @@ from benchmarks.records import Run, Workload
 from benchmarks.sides import TUNED, examples_of, run_ftlib, run_trl, saved
 from benchmarks.tasks.pairs import Pair, evaluate_pairs, prepare_pairs
 
-__all__ = ["TASK"]
+__all__ = ["TASK", "labelled", "same_in_trl", "unpadded"]
 
 BETA = 0.1
 
 
 def prepare(job: Prepare) -> Workload:
     """Pairs and adapters, written to the job's folder."""
-    return workload(job, prepare_pairs(job, _labelled, _same_in_trl), starts_at=math.log(2))
+    return workload(job, prepare_pairs(job, labelled, same_in_trl), starts_at=math.log(2))
 
 
-def _labelled(pair: Pair) -> Example:
+def labelled(pair: Pair) -> Example:
     """Every token of both answers is scored."""
     prompt = pair["prompt_ids"]
     return [
@@ -46,7 +46,7 @@ def _labelled(pair: Pair) -> Example:
     ]
 
 
-def _same_in_trl(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> bool:
+def same_in_trl(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> bool:
     """TRL tokenises the prompt alone and before either answer, and appends the terminator as text."""
 
     def ids(text: str) -> list[int]:
@@ -59,7 +59,7 @@ def _same_in_trl(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> bool:
 
     prompt = pair["prompt"]
     rows = [ids(prompt), ids(prompt + ended(pair["chosen"])), ids(prompt + ended(pair["rejected"]))]
-    ours = [pair["prompt_ids"], *(row for row, _ in _labelled(pair))]
+    ours = [pair["prompt_ids"], *(row for row, _ in labelled(pair))]
     return rows == ours
 
 
@@ -84,10 +84,10 @@ def _train_trl(job: Train, settings: Mapping[str, Any]) -> Run:
     from trl import DPOConfig, DPOTrainer
 
     texts = saved(job, "pairs").select_columns(["prompt", "chosen", "rejected"])
-    return run_trl(job, DPOTrainer, DPOConfig, texts, _unpadded, {"beta": BETA, **settings})
+    return run_trl(job, DPOTrainer, DPOConfig, texts, unpadded, {"beta": BETA, **settings})
 
 
-def _unpadded(batch: Mapping[str, Any]) -> list[Example]:
+def unpadded(batch: Mapping[str, Any]) -> list[Example]:
     """A batch holds the chosen rows, then the rejected rows in the same order."""
     rows: list[Row] = []
     for ids_L, real_L, counts_L in zip(
@@ -106,7 +106,7 @@ def evaluate(job: Evaluate) -> Evaluation:
 
 def _margins(model: Any, pairs: Iterable[Pair]) -> list[float]:
     def lead(pair: Pair) -> float:
-        chosen, rejected = (_logprob(model, row) for row in _labelled(pair))
+        chosen, rejected = (_logprob(model, row) for row in labelled(pair))
         return chosen - rejected
 
     margins = []

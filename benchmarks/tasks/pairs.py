@@ -24,7 +24,7 @@ from benchmarks.jobs import Evaluate, Evaluation, Prepare
 from benchmarks.materials import Rows, adapter_delta, load_plain, longest
 from benchmarks.recorder import Example
 
-__all__ = ["Pair", "evaluate_pairs", "prepare_pairs"]
+__all__ = ["Pair", "evaluate_pairs", "prepare_pairs", "with_rejected"]
 
 HELD_OUT_SHARE = 0.1
 TEXTS = ("prompt", "chosen", "rejected")
@@ -75,11 +75,11 @@ def _records(data: str) -> tuple[Dataset, Dataset]:
     if data:
         train, held_out = ft.split(ft.load_records(data, format="rows"), validation=HELD_OUT_SHARE)
     else:
-        train, held_out = map(_with_rejected, split_pairs(docstring_pairs(), validation=HELD_OUT_SHARE))
+        train, held_out = map(with_rejected, split_pairs(docstring_pairs(), validation=HELD_OUT_SHARE))
     return _strings(train), _strings(held_out)
 
 
-def _with_rejected(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+def with_rejected(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """Each row's own completion against that of the row half the list away."""
     others = [*rows[len(rows) // 2 :], *rows[: len(rows) // 2]]
     return [

@@ -27,15 +27,15 @@ from benchmarks.records import Run, Workload
 from benchmarks.sides import TUNED, examples_of, run_ftlib, run_trl, saved
 from benchmarks.tasks.pairs import Pair, evaluate_pairs, prepare_pairs
 
-__all__ = ["TASK"]
+__all__ = ["TASK", "labelled", "unpadded", "unused_token"]
 
 
 def prepare(job: Prepare) -> Workload:
     """Pairs and adapters, written to the job's folder."""
-    return workload(job, prepare_pairs(job, _labelled), task=TaskType.SEQ_CLS)
+    return workload(job, prepare_pairs(job, labelled), task=TaskType.SEQ_CLS)
 
 
-def _labelled(pair: Pair) -> Example:
+def labelled(pair: Pair) -> Example:
     return [_scored_last([*pair["prompt_ids"], *pair[name]]) for name in ("chosen_ids", "rejected_ids")]
 
 
@@ -69,15 +69,15 @@ def _train_trl(job: Train, settings: Mapping[str, Any]) -> Run:
 
     rows = [
         {"chosen_ids": chosen, "rejected_ids": rejected}
-        for (chosen, _), (rejected, _) in map(_labelled, saved(job, "pairs"))
+        for (chosen, _), (rejected, _) in map(labelled, saved(job, "pairs"))
     ]
     tokenizer = AutoTokenizer.from_pretrained(job.model)
-    tokenizer.pad_token = _unused_token(tokenizer, rows)
-    unpack = partial(_unpadded, pad=tokenizer.pad_token_id)
+    tokenizer.pad_token = unused_token(tokenizer, rows)
+    unpack = partial(unpadded, pad=tokenizer.pad_token_id)
     return run_trl(job, RewardTrainer, RewardConfig, Dataset.from_list(rows), unpack, settings, tokenizer)
 
 
-def _unused_token(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Sequence[int]]]) -> str:
+def unused_token(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Sequence[int]]]) -> str:
     """The padding token if no row holds it, else the first special token that none holds.
 
     Raises:
@@ -90,7 +90,7 @@ def _unused_token(tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str
     raise ValueError("expected a special token that no row holds, to pad with, got none.")
 
 
-def _unpadded(batch: Mapping[str, Any], *, pad: int) -> list[Example]:
+def unpadded(batch: Mapping[str, Any], *, pad: int) -> list[Example]:
     """A batch holds the chosen rows, then the rejected rows in the same order."""
     rows: list[Row] = []
     for ids_L, real_L in zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True):
@@ -114,7 +114,7 @@ def _margins(model: Any, pairs: Iterable[Pair]) -> list[float]:
     def score(row: Row) -> float:
         return float(model(input_ids=torch.tensor([row[0]]), use_cache=False).logits)
 
-    return [score(chosen) - score(rejected) for chosen, rejected in map(_labelled, pairs)]
+    return [score(chosen) - score(rejected) for chosen, rejected in map(labelled, pairs)]
 
 
 TASK = Task(
