@@ -22,6 +22,7 @@ MakeOptimizer = Callable[[list[dict[str, Any]], float], Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
 Shown = Literal["auto", "terminal", "plain", "notebook", "off"]
 OnNonFinite = Literal["raise", "skip"]
+OnSaveError = Literal["raise", "warn"]
 Made = TypeVar("Made", bound=type)
 _NEEDS_METRICS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # a step alone does not move them
 
@@ -80,6 +81,8 @@ class TrainConfig:
         progress: where progress is shown: "auto", "terminal", "plain", "notebook", or "off".
         on_nonfinite: "raise" stops at a NaN or infinite loss or gradient; "skip" leaves the step out,
             at most ten times in a run.
+        on_save_error: "raise" stops when a checkpoint cannot be written, as on a full disk; "warn" goes
+            on, and tries again when the next one is due. Earlier checkpoints stay in both cases.
 
     Raises:
         ConfigError: a value out of range, an unknown option, or options that clash.
@@ -112,6 +115,7 @@ class TrainConfig:
     report_to: Sequence[str] | str | None = ()
     progress: Shown = "auto"
     on_nonfinite: OnNonFinite = "raise"
+    on_save_error: OnSaveError = "raise"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_steps", "keep_checkpoints"):
@@ -127,8 +131,12 @@ class TrainConfig:
         shares = [beta for beta in self.betas if 0 <= beta < 1]
         self._check("betas", len(shares) == len(self.betas) == 2, "two numbers in [0, 1)")
         self._check("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
-        for name, choices in (("on_nonfinite", get_args(OnNonFinite)), ("progress", get_args(Shown))):
-            self._check(name, getattr(self, name) in choices, f"one of {choices}")
+        for name, kind in (
+            ("on_nonfinite", OnNonFinite),
+            ("on_save_error", OnSaveError),
+            ("progress", Shown),
+        ):
+            self._check(name, getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
         self._check_methods()
         self._check_effects()
 
@@ -147,6 +155,7 @@ class TrainConfig:
             ("metric_for_best", self.eval_steps is None, "evaluations. Set eval_steps too"),
             ("save_steps", self.output_dir is None, "a folder. Set output_dir too"),
             ("keep_checkpoints", self.output_dir is None, "a folder. Set output_dir too"),
+            ("on_save_error", self.output_dir is None, "a folder. Set output_dir too"),
             ("warmup", own_schedule, "a named schedule. Put it into your function"),
             ("betas", own_optimizer, "a named optimizer. Put them into your function"),
             ("eps", own_optimizer, "a named optimizer. Put it into your function"),
@@ -180,6 +189,7 @@ _NOT_IN_THE_WEIGHTS = frozenset(
         "run_name",
         "report_to",
         "progress",
+        "on_save_error",
     }
 )
 

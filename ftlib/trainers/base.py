@@ -7,6 +7,7 @@ A subclass says what is minimised and how records become examples:
 | the loss | `default_objective` | none: abstract |
 | the kind of model that a name loads | `task` | a causal language model |
 | the model trained, of one that is loaded | `prepare_model` | as it is |
+| what an objective needs of that model | `prepare_objective` | nothing |
 | the encoding of records | `default_encoder` | `Encoder(tokenizer)` |
 | what an evaluation reports | `evaluation` | loss and metrics |
 | what is predicted of each example | `predictions` | its loss and weight |
@@ -117,7 +118,7 @@ class Trainer(TrainedModel):
         self._stops = Stops()
         self.engine = Engine(
             self.model,
-            objective or self.default_objective(),
+            self.prepare_objective(objective or self.default_objective()),
             self.config,
             self.steps,
             self.learning_rate,
@@ -141,7 +142,7 @@ class Trainer(TrainedModel):
         self.boundary = Boundary()
         self._epoch_ends = False  # and its end is not yet told
         self._random: RandomState | None = None  # where an earlier `train()` left the generators
-        self._best_weights: dict[str, Tensor] | None = None  # without a folder to keep them in
+        self._best_weights: dict[str, Tensor] | None = None  # where no checkpoint holds them
         self.callbacks.dispatch("on_init_end")
 
     # -- what a subclass says ------------------------------------------------------------------
@@ -152,9 +153,17 @@ class Trainer(TrainedModel):
         """What is minimised when the caller gives no objective."""
         raise NotImplementedError("abstract: use a trainer such as ftlib.SFTTrainer")
 
-    def prepare_model(self, model: AnyModel) -> AnyModel:
+    def prepare_model(
+        self,
+        model: AnyModel,
+        tokenizer: PreTrainedTokenizerBase | None,  # noqa: ARG002  for a subclass
+    ) -> AnyModel:
         """The model to train, from one that is loaded; before an adapter is attached and data are encoded."""
         return model
+
+    def prepare_objective(self, objective: Objective) -> Objective:
+        """The objective to minimise, from the caller's or the default one; the model is ready by now."""
+        return objective
 
     def stateful_parts(self) -> Mapping[str, Stateful]:
         """What has a state beside weights and optimiser, such as a moving reference; by name.
@@ -298,8 +307,7 @@ class Trainer(TrainedModel):
         best = update_best(self.callbacks.args, self.state, metrics)
         if best:
             self.boundary.best = {"metric": self.state.best_metric, "step": self.state.best_global_step}
-            if self.config.load_best and self.config.output_dir is None:
-                self._best_weights = self.engine.masters.copies()
+            self._best_weights = None
         return best
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -317,6 +325,8 @@ class Trainer(TrainedModel):
             self.boundary.owing.append("on_epoch_end")
         if self.checkpoints.save(self.boundary, best=best):
             self.callbacks.dispatch("on_save")
+        elif best and self.config.load_best:
+            self._best_weights = self.engine.masters.copies()
 
     def _finish(self) -> None:
         self._save()

@@ -17,7 +17,7 @@ from ftlib.data.sampler import StepSampler
 from ftlib.engine.callbacks import CallbackDispatcher
 from ftlib.engine.changes import differences, refuse_changes
 from ftlib.engine.checkpoint import CheckpointStore
-from ftlib.engine.engine import Engine
+from ftlib.engine.engine import Engine, RandomState
 from ftlib.engine.lock import RunLock
 from ftlib.engine.manifest import PREFIX, newest_valid, read_manifest, verify
 from ftlib.errors import CheckpointError, ConfigError
@@ -98,14 +98,36 @@ class Checkpoints:
         return boundary
 
     def save(self, boundary: Boundary, *, best: bool = False) -> bool:
-        """Write a checkpoint of this step boundary; False where there is no folder. Every rank takes part.
+        """Write a checkpoint of this step boundary. Every rank takes part.
+
+        Returns:
+            Whether there is one now: not without a folder, nor where writing failed and
+            `TrainConfig.on_save_error` is "warn".
 
         Raises:
             CheckpointError: it could not be written; earlier ones are untouched.
         """
         if self.folder is None:
             return False
-        random_states, parts = self.engine.rng_states(), self._parts()
+        random_states, error = self.engine.rng_states(), None
+        if self.engine.accelerator.is_main_process:
+            try:
+                self._write(self.folder, boundary, random_states, best=best)
+            except CheckpointError as caught:
+                error = caught
+        told = self.engine.from_first_rank("" if error is None else str(error))  # the others waited for it
+        if told and self.engine.config.on_save_error == "raise":
+            raise error or CheckpointError(told)
+        if told:
+            logger.warning("no checkpoint of step %d, training goes on: %s", boundary.counters.step, told)
+            return False
+        self.saved_step = boundary.counters.step
+        return True
+
+    def _write(
+        self, target: Path, boundary: Boundary, random_states: Sequence[RandomState], *, best: bool
+    ) -> None:
+        parts = self._parts()
 
         def write(folder: Path) -> None:
             save_weights(folder, self.model)
@@ -113,24 +135,20 @@ class Checkpoints:
             states = self.callbacks.states()
             snapshot.write(folder, self.engine, self.sampler, boundary, states, random_states, parts)
 
-        if self.engine.accelerator.is_main_process:
-            store = CheckpointStore(
-                self.folder,
-                run_id=self._run_id,
-                keep=self.engine.config.keep_checkpoints,
-                resumed_from=self._resumed_from,
-            )
-            path = store.save(
-                boundary.counters.step,
-                write,
-                manifest={"config": self._settings(), "machine": machine(self.engine)},
-                expected_bytes=snapshot.expected_bytes(self.engine, parts),
-                best=best,
-            )
-            logger.info("saved %s", path)
-        self.engine.accelerator.wait_for_everyone()
-        self.saved_step = boundary.counters.step
-        return True
+        store = CheckpointStore(
+            target,
+            run_id=self._run_id,
+            keep=self.engine.config.keep_checkpoints,
+            resumed_from=self._resumed_from,
+        )
+        path = store.save(
+            boundary.counters.step,
+            write,
+            manifest={"config": self._settings(), "machine": machine(self.engine)},
+            expected_bytes=snapshot.expected_bytes(self.engine, parts),
+            best=best,
+        )
+        logger.info("saved %s", path)
 
     def load_best(self, step: int) -> None:
         """Set the trained weights to those of this run's best checkpoint.

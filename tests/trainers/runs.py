@@ -11,7 +11,7 @@ from torch import Tensor
 from ftlib.trainers import SFTTrainer, TrainResult
 from tests.trainers.tiny import At, rows, sft, trained, without_clock
 
-__all__ = ["CUTS", "DATA", "EVAL", "STEPS", "WAYS", "Run", "assert_same", "run", "stop_after"]
+__all__ = ["CUTS", "DATA", "EVAL", "RISING", "STEPS", "WAYS", "Run", "assert_same", "run", "stop_after"]
 
 DATA, EVAL = rows(10), rows(3, seed=1)
 STEPS = 6  # two epochs of 4 + 4 + 2 examples
@@ -20,6 +20,18 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora dropout": {"adapter": "lora dropout"},
     "full": {"adapter": "full"},
     "full bfloat16": {"adapter": "full", "dtype": torch.bfloat16},
+}
+
+RISING = {  # the whole of ten rows in every step: soon they are learned by heart, and others suffer
+    "batch_size": 10,
+    "max_steps": 12,
+    "eval_steps": 1,
+    "eval_data": EVAL,
+    "schedule": "constant",
+    "learning_rate": 5e-3,
+    "warmup": 0.0,
+    "metric_for_best": "loss",
+    "load_best": True,
 }
 
 

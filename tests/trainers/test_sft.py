@@ -17,7 +17,7 @@ from ftlib.errors import ConfigError, DataError
 from ftlib.trainers import SFTTrainer
 from tests.data.tokenizers_zoo import tiny as tiny_tokenizer
 from tests.models_zoo import tiny_model
-from tests.trainers.runs import DATA, EVAL, Run, assert_same, run, stop_after
+from tests.trainers.runs import DATA, EVAL, RISING, Run, assert_same, run, stop_after
 from tests.trainers.tiny import At, rows, sft, trained
 
 RELATIVE = 1e-5  # float32: flat against padded, fused against plain
@@ -149,19 +149,6 @@ def test_no_tracker_is_no_tracker(report_to):
     trainer = sft(report_to=report_to)
     assert len(trainer.callbacks.callbacks) == 1, "the progress display"
     assert trainer.train().metrics["steps"] == 3
-
-
-RISING = {  # the whole of ten rows in every step: soon they are learned by heart, and others suffer
-    "batch_size": 10,
-    "max_steps": 12,
-    "eval_steps": 1,
-    "eval_data": EVAL,
-    "schedule": "constant",
-    "learning_rate": 5e-3,
-    "warmup": 0.0,
-    "metric_for_best": "loss",
-    "load_best": True,
-}
 
 
 @pytest.fixture(scope="module")
