@@ -7,10 +7,11 @@ from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
 from ftlib.data.sampler import StepSampler, balance, pack
-from ftlib.data.segments import Conversation, Formatter, Segment, Segments
+from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments
 from ftlib.data.split import split
 
 __all__ = [
+    "Answers",
     "Conversation",
     "Encoder",
     "Formatter",

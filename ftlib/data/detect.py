@@ -7,18 +7,25 @@ fits most rows, that one is the format and the other rows are reported as bad. A
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from ftlib.data.messages import canonical_messages, dicts_of, is_message_list
-from ftlib.data.problems import describe
+from ftlib.data import cells
+from ftlib.data.cells import Roles, has, is_side, with_tools
+from ftlib.data.messages import is_message_list
+from ftlib.data.preferences import canonical_pair, canonical_ranked
+from ftlib.data.spellings import (
+    fits_pair,
+    fits_ranked,
+    is_pair,
+    is_ranked,
+    pair_columns,
+    ranked_columns,
+)
 from ftlib.errors import ConfigError, DataError
 
 __all__ = ["RULES", "Rule", "detect", "rule_named"]
-
-Roles = Mapping[str, str]
 
 
 @final
@@ -31,12 +38,18 @@ class Rule:
         columns: its canonical columns, in order.
         fits: whether a row has these keys with usable types.
         canonical: a row to its canonical columns; raises DataError for a row that does not fit.
+        spelled: the columns that `canonical` reads of a row, where these have several spellings.
     """
 
     name: str
     columns: tuple[str, ...]
     fits: Callable[[Mapping[str, Any]], bool]
     canonical: Callable[[Mapping[str, Any], Roles], dict[str, Any]]
+    spelled: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
+
+    def reads(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """The columns of `row` that become canonical ones."""
+        return self.columns if self.spelled is None else self.spelled(row)
 
 
 def detect(rows: Sequence[Mapping[str, Any]], *, file: str) -> Rule:
@@ -83,94 +96,60 @@ def rule_named(name: str) -> Rule:
     raise ConfigError(f"load_records: expected format as one of {names}, got {name!r}.")
 
 
-def _has(row: Mapping[str, Any], *columns: str) -> bool:
-    return all(row.get(column) is not None for column in columns)
-
-
-def _side(row: Mapping[str, Any], column: str) -> bool:
-    return isinstance(row.get(column), str) or is_message_list(row.get(column))
-
-
 def _asks(row: Mapping[str, Any]) -> bool:
     """The last message is a user's: there is something to answer."""
     messages: Any = row.get("messages")
-    return is_message_list(messages) and messages[-1]["role"] in ("user", "human")
+    return is_message_list(messages) and messages[-1]["role"] in ("user", "human") and not _compares(row)
 
 
 def _answers(row: Mapping[str, Any]) -> bool:
     """Messages that do not only ask: they end in an answer, or have one on the way."""
     messages: Any = row.get("messages")
-    return is_message_list(messages) and (not _asks(row) or len(messages) > 2)
+    return is_message_list(messages) and (not _asks(row) or len(messages) > 2) and not _compares(row)
 
 
-def _pair(row: Mapping[str, Any]) -> bool:
-    return _side(row, "prompt") and _side(row, "completion")
+def _completes(row: Mapping[str, Any]) -> bool:
+    return is_side(row.get("prompt")) and is_side(row.get("completion")) and not _compares(row)
 
 
 def _prompt_alone(row: Mapping[str, Any]) -> bool:
-    return _side(row, "prompt") and not _has(row, "completion") and not _has(row, "messages")
-
-
-def _text_alone(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("text"), str) and not any(
-        _has(row, key) for key in ("prompt", "completion", "messages")
+    return is_side(row.get("prompt")) and not (
+        has(row, "completion") or has(row, "messages") or _compares(row)
     )
 
 
-def _text(row: Mapping[str, Any], column: str, *, empty: bool = False) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise DataError(
-            f"expected text, got {describe(value)}. Remove the row or fill it in.",
-            column=column,
-            excerpt=describe(value),
-        )
-    if not empty and not value.strip():
-        raise DataError(
-            f"expected non-empty text, got {describe(value)}. Remove the row or fill it in.",
-            column=column,
-            excerpt=value,
-        )
-    return value
+def _text_alone(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("text"), str) and not (
+        any(has(row, key) for key in ("prompt", "completion", "messages")) or _compares(row)
+    )
 
 
-def _messages(row: Mapping[str, Any], column: str, roles: Roles) -> list[dict[str, Any]]:
-    value = row.get(column)
-    if value is None or not is_message_list(value):
-        raise DataError(
-            f"expected a list of messages with role and content, got {describe(value)}.",
-            column=column,
-            excerpt=describe(value),
-        )
-    return canonical_messages(value, column, roles)
-
-
-def _with_tools(row: Mapping[str, Any], canonical: dict[str, Any]) -> dict[str, Any]:
-    tools = dicts_of(row.get("tools"), "tools")
-    return {**canonical, "tools": json.dumps(tools, ensure_ascii=False)} if tools else canonical
+def _compares(row: Mapping[str, Any]) -> bool:
+    """A pair or ranked answers, a part of which may be missing: no other rule may take such a row."""
+    return is_pair(row) or is_ranked(row)
 
 
 def _canonical_messages(row: Mapping[str, Any], roles: Roles) -> dict[str, Any]:
-    messages = _messages(row, "messages", roles)
+    messages = cells.messages(row.get("messages"), "messages", roles)
     if all(message["role"] != "assistant" for message in messages):
         raise DataError(
             "expected an assistant message to learn, got none. Remove the row or add the answer.",
             column="messages",
         )
-    return _with_tools(row, {"messages": messages})
+    return with_tools(row, {"messages": messages})
 
 
 def _canonical_question(row: Mapping[str, Any], roles: Roles) -> dict[str, Any]:
-    messages = _messages(row, "messages", roles)
+    messages = cells.messages(row.get("messages"), "messages", roles)
     if messages[-1]["role"] == "assistant":
         raise DataError(
             "expected messages that end in a question, as in the other rows, got an answer.",
             column="messages",
         )
-    return _with_tools(row, {"prompt": messages})
+    return with_tools(row, {"prompt": messages})
 
 
-def _canonical_pair(row: Mapping[str, Any], roles: Roles) -> dict[str, Any]:
+def _canonical_completion(row: Mapping[str, Any], roles: Roles) -> dict[str, Any]:
     prompt, completion = row.get("prompt"), row.get("completion")
     if is_message_list(prompt) or is_message_list(completion):
         if isinstance(prompt, str) or isinstance(completion, str):
@@ -178,29 +157,42 @@ def _canonical_pair(row: Mapping[str, Any], roles: Roles) -> dict[str, Any]:
                 "expected prompt and completion both as text or both as messages, got one of each.",
                 column="completion",
             )
-        pair = {"prompt": _messages(row, "prompt", roles), "completion": _messages(row, "completion", roles)}
-        return _with_tools(row, pair)
-    return {"prompt": _text(row, "prompt", empty=True), "completion": _text(row, "completion")}
+        turns = {
+            name: cells.messages(value, name, roles)
+            for name, value in (("prompt", prompt), ("completion", completion))
+        }
+        return with_tools(row, turns)
+    return {
+        "prompt": cells.text(prompt, "prompt", empty=True),
+        "completion": cells.text(completion, "completion"),
+    }
 
 
 def _canonical_prompt(row: Mapping[str, Any], roles: Roles) -> dict[str, Any]:
-    if _has(row, "completion"):
+    prompt = row.get("prompt")
+    if has(row, "completion"):
         raise DataError(
             "expected a prompt alone, as in the other rows, got a completion too.", column="completion"
         )
-    if is_message_list(row.get("prompt")):
-        return _with_tools(row, {"prompt": _messages(row, "prompt", roles)})
-    return {"prompt": _text(row, "prompt")}
+    if is_message_list(prompt):
+        return with_tools(row, {"prompt": cells.messages(prompt, "prompt", roles)})
+    return {"prompt": cells.text(prompt, "prompt")}
 
 
 def _canonical_text(row: Mapping[str, Any], _: Roles) -> dict[str, Any]:
-    return {"text": _text(row, "text")}
+    return {"text": cells.text(row.get("text"), "text")}
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        "preference", ("chosen", "rejected"), fits_pair, canonical_pair, lambda row: pair_columns(row).names
+    ),
+    Rule(
+        "ranked", ("prompt", "answers"), fits_ranked, canonical_ranked, lambda row: ranked_columns(row).names
+    ),
     Rule("messages_prompt", ("messages",), _asks, _canonical_question),
     Rule("messages", ("messages",), _answers, _canonical_messages),
-    Rule("prompt_completion", ("prompt", "completion"), _pair, _canonical_pair),
+    Rule("prompt_completion", ("prompt", "completion"), _completes, _canonical_completion),
     Rule("prompt", ("prompt",), _prompt_alone, _canonical_prompt),
     Rule("text", ("text",), _text_alone, _canonical_text),
 )

@@ -1,5 +1,5 @@
-"""Records to token ids with one loss weight per token. Data sets, caching and reporting; the rows
-themselves are encoded in `ftlib.data.rows`.
+"""Records to token ids with one loss weight per token. Data sets and caching; the rows themselves are
+encoded in `ftlib.data.rows`, and counted in `ftlib.data.status`.
 
 Each example is a prefix and its continuations (see `ftlib.batches.Group`), ids unshifted, weights
 aligned with ids.
@@ -8,29 +8,28 @@ aligned with ids.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Any, final, get_args
 
 import datasets
-from datasets import Dataset, Features, IterableDataset, List, Value
-from datasets.fingerprint import Hasher
+from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ftlib.data import formatters
+from ftlib.data.fingerprint import code_fingerprint, identity
+from ftlib.data.overflow import Overflow
 from ftlib.data.preview import Preview, preview_row
-from ftlib.data.problems import gathered
 from ftlib.data.records import load_records
 from ftlib.data.report import Report
-from ftlib.data.rows import Example, Overflow, RowEncoder
-from ftlib.data.segments import Conversation, Formatter, Row, Segments, TrainOn
+from ftlib.data.rows import RowEncoder
+from ftlib.data.segments import Answers, Formatter, Made, Row, TrainOn
+from ftlib.data.status import COLUMNS, STATUS, as_columns, count, features, raise_problems
 from ftlib.data.templates import ChatTemplate
 from ftlib.data.tokens import TokenBackend
 from ftlib.data.weights import check
@@ -40,29 +39,10 @@ __all__ = ["COLUMNS", "Encoder"]
 
 _log = logging.getLogger(__name__)
 
-COLUMNS = Features(
-    {
-        "prefix_ids": List(Value("int32")),
-        "prefix_weights": List(Value("float32")),
-        "continuation_ids": List(List(Value("int32"))),
-        "continuation_weights": List(List(Value("float32"))),
-        "length": Value("int32"),
-        "source": Value("string"),
-    }
-)
-# Beside each example travels what became of it, so that workers and caches can report.
-_STATUS = Features(
-    {
-        "problem": Value("string"),
-        "dropped": Value("string"),
-        "notes": List(Value("string")),
-        "trained": Value("int32"),
-        "first": Value("bool"),
-    }
-)
 _STREAM_BATCH = 64  # rows encoded ahead of the reader of a stream
+_LOOKED_AT = 256  # rows tried, until one tells which numbers its answers bring
 
-AnyFormatter = Formatter | Callable[[Row], Segments | Conversation]
+AnyFormatter = Formatter | Callable[[Row], Made]
 
 
 @final
@@ -71,17 +51,21 @@ class Encoder:
 
     Args:
         tokenizer: any transformers tokenizer with a fast backend.
-        formatter: row -> `Segments` or `Conversation`; `None` picks one by the columns: `messages`,
-            `prompt` and `completion` (strings or message lists), or `text`.
+        formatter: row -> `Segments`, `Conversation` or `Answers`; `None` picks one by the columns:
+            `messages`, `prompt` and `completion` (strings or message lists), `chosen` and `rejected`,
+            `prompt` and `answers`, or `text`.
         train_on: what is learned. ``"completion"``: the completion with its terminator, all of a text,
             every assistant turn of `messages`. ``"assistant"``: every assistant turn, those of the prompt
             included. ``"last"``: only a final assistant turn. ``"all"``: every token. ``"weighted"``:
             messages by their `weight`, otherwise assistant turns. A function: `Segments` -> one weight
-            per part. Message weights multiply every preset.
+            per part. Message weights multiply every preset. Of several answers to one prompt, only the
+            answers are learned: ``"completion"`` or ``"last"``.
         prompt_loss_weight: loss weight of prompt tokens, >= 0.
-        max_length: tokens per example; `None` leaves length alone.
+        max_length: tokens per example, of several answers the prompt with the longest one; `None` leaves
+            length alone.
         overflow: for longer examples: ``"error"``, ``"drop"``, ``"truncate_prompt"`` (from the left, a BOS
-            stays) or ``"truncate"`` (from the right; a terminator that is cut is not put back).
+            stays) or ``"truncate"`` (from the right; a terminator that is cut is not put back). Several
+            answers keep one prompt.
 
     Raises:
         ConfigError: unknown options, or options without effect.
@@ -126,14 +110,18 @@ class Encoder:
 
         Returns:
             A `Dataset` with `COLUMNS`, cached under a fingerprint of every input; of an
-            `IterableDataset`, another one, whose report grows as it is read.
+            `IterableDataset`, another one, whose report grows as it is read. Comparisons have one
+            continuation per answer, the better one of a pair first, and with it `margin` or `rank`, one
+            number per continuation, where the records have them.
 
         Raises:
             DataError: every bad row at once: nothing to train (``empty_target``), too long
-                (``too_long``), a template that fails (``template``).
+                (``too_long``), a template that fails (``template``), answers that are equal
+                (``identical_answers``) or share no prompt (``prompts_differ``).
+            ConfigError: options that would train the prompt of several answers.
         """
         records = self._records(records)
-        worker = _Worker(self._rows(_first(records)))
+        worker = _Worker(self._rows(records))
         if isinstance(records, IterableDataset):
             return self._stream(records, worker)
         fingerprint = self._fingerprint(records, worker.rows.formatter)
@@ -143,14 +131,14 @@ class Encoder:
             with_indices=True,
             num_proc=num_proc,
             remove_columns=records.column_names,
-            features=Features({**COLUMNS, **_STATUS}),
+            features=Features({**features(worker.rows.extras), **STATUS}),
             new_fingerprint=fingerprint,
             cache_file_name=_cache_file(records, fingerprint),
             desc="Encoding",
         )
         self.report = Report()
-        status = encoded.select_columns(["length", "source", *_STATUS])
-        _count(self.report, status)
+        status = encoded.select_columns(["length", "source", *STATUS])
+        count(self.report, status)
         if self.report.rows != len(records):
             raise AssertionError(
                 f"encoder: {len(records)} rows came in, {self.report.rows} are accounted for."
@@ -159,14 +147,14 @@ class Encoder:
             encoded = encoded.select([i for i, reason in enumerate(status["dropped"]) if reason is None])
         if flags := self.report.flags():
             _log.warning("Encoder: %s. encoder.preview(records) shows it.", "; ".join(flags))
-        return encoded.remove_columns(list(_STATUS))
+        return encoded.remove_columns(list(STATUS))
 
     def preview(self, records: Any, n: int = 3) -> Preview:
         """The first `n` rows as the model gets them, trained tokens marked."""
         records = self._records(records)
         rows = list(islice(iter(records), n))
-        examples = self._rows(_first(records)).encode(rows, range(len(rows)))
-        _raise_problems(example.problem for example in examples)
+        examples = self._rows(records).encode(rows, range(len(rows)))
+        raise_problems(example.problem for example in examples)
         stops = frozenset(self.stop_ids)
         return Preview(tuple(preview_row(example, self._backend, stops) for example in examples))
 
@@ -190,8 +178,7 @@ class Encoder:
             row = formatter.row(row) if isinstance(formatter, Formatter) else {"prompt": row}
         elif not isinstance(row, Mapping):
             row = {"prompt": list(row)}
-        formatter = self.formatter or _formatter_of(row)
-        return self._row_encoder(formatter).prompt_ids(row)
+        return self._row_encoder(self.formatter or formatters.by_columns(row)).prompt_ids(row)
 
     def _records(self, records: Any) -> Dataset | IterableDataset:
         """Data sets with `_source`, or whose columns the user's formatter knows, are taken as they are."""
@@ -205,11 +192,16 @@ class Encoder:
             return load_records(records)
         return load_records(records, format="auto" if self.formatter is None else "rows")
 
-    def _rows(self, first: Row) -> RowEncoder:
-        self._resolved = self.formatter or _formatter_of(first)
-        return self._row_encoder(self._resolved)
+    def _rows(self, records: Iterable[Row]) -> RowEncoder:
+        first = _first(records)
+        formatter = self.formatter or formatters.by_columns(first)
+        made = _made(records, formatter)
+        self._resolved = formatter
+        if isinstance(formatter, formatters.Preference) and made is not None:
+            self._resolved = formatter.based(made)
+        return self._row_encoder(formatter, tuple(made.extras) if isinstance(made, Answers) else ())
 
-    def _row_encoder(self, formatter: AnyFormatter) -> RowEncoder:
+    def _row_encoder(self, formatter: AnyFormatter, extras: tuple[str, ...] = ()) -> RowEncoder:
         return RowEncoder(
             self._backend,
             self._template,
@@ -218,11 +210,14 @@ class Encoder:
             self.prompt_loss_weight,
             self.max_length,
             self.overflow,
-            frozenset(self._stop_ids(formatter)),
+            frozenset(self._stop_ids(self._resolved or formatter)),
+            extras,
         )
 
     def _stop_ids(self, formatter: AnyFormatter | None) -> set[int]:
         eos = set() if self._backend.eos_id is None else {self._backend.eos_id}
+        if isinstance(formatter, formatters.Preference):
+            formatter = formatter.base
         if formatter is not None and not isinstance(formatter, formatters.Chat):
             return eos
         template = formatter.template if isinstance(formatter, formatters.Chat) else None
@@ -234,12 +229,13 @@ class Encoder:
     def _stream(self, records: IterableDataset, worker: _Worker) -> IterableDataset:
         report = self.report = Report()
         columns = records.column_names or list(_first(records))
+        wanted = features(worker.rows.extras)
 
         def encode(batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
             encoded = worker(batch, indices)
             rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-            _count(report, rows)
-            return {name: [row[name] for row in rows if row["dropped"] is None] for name in COLUMNS}
+            count(report, rows)
+            return {name: [row[name] for row in rows if row["dropped"] is None] for name in wanted}
 
         return records.map(
             encode,
@@ -247,16 +243,17 @@ class Encoder:
             batch_size=_STREAM_BATCH,
             with_indices=True,
             remove_columns=columns,
-            features=COLUMNS,
+            features=wanted,
         )
 
     def _fingerprint(self, records: Dataset, formatter: AnyFormatter) -> str:
         """Changes with everything that changes the result: code, tokenizer, template, options, source."""
         inputs = [
-            _code_fingerprint(),
+            code_fingerprint(),
             self._backend.fingerprint,
-            _identity(formatter),
-            _identity(self.train_on),
+            identity(formatter),
+            identity(formatter.base) if isinstance(formatter, formatters.Preference) else "",
+            identity(self.train_on),
             repr(self.prompt_loss_weight),
             repr(self.max_length),
             self.overflow,
@@ -274,83 +271,26 @@ class _Worker:
 
     def __call__(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        examples = [_columns(example) for example in self.rows.encode(rows, indices)]
-        return {name: [example[name] for example in examples] for name in (*COLUMNS, *_STATUS)}
+        extras = self.rows.extras
+        examples = [as_columns(example, extras) for example in self.rows.encode(rows, indices)]
+        return {name: [example[name] for example in examples] for name in (*features(extras), *STATUS)}
 
 
-def _columns(example: Example) -> dict[str, Any]:
-    problem = example.problem
-    return {
-        "prefix_ids": example.prefix[0],
-        "prefix_weights": example.prefix[1],
-        "continuation_ids": [example.rest[0]],
-        "continuation_weights": [example.rest[1]],
-        "length": example.length,
-        "source": example.source,
-        "problem": None
-        if problem is None
-        else json.dumps(
-            {
-                "message": problem.message,
-                "code": problem.code,
-                "file": problem.file,
-                "row": problem.row,
-                "column": problem.column,
-                "byte": problem.byte,
-                "excerpt": problem.excerpt,
-            }
-        ),
-        "dropped": example.dropped,
-        "notes": list(example.notes),
-        "trained": example.trained,
-        "first": example.first,
-    }
-
-
-def _count(report: Report, status: Iterable[Mapping[str, Any]]) -> None:
-    """Add encoded examples to a report; raise the problems among them."""
-    problems = []
-    for example in status:
-        if example["problem"] is not None:
-            problems.append(DataError(**json.loads(example["problem"])))
-            continue
-        report.add(
-            length=example["length"],
-            trained=example["trained"],
-            dropped=example["dropped"],
-            notes=example["notes"],
-            first=example["first"],
-        )
-    _raise_problems(problems)
-    report.check()
-
-
-def _raise_problems(problems: Iterable[DataError | None]) -> None:
-    found = [problem for problem in problems if problem is not None]
-    if found:
-        raise gathered(found)
-
-
-def _first(records: Dataset | IterableDataset) -> Row:
+def _first(records: Iterable[Row]) -> Row:
     row = next(iter(records), None)
     if row is None:
         raise DataError("expected at least one record, got none.", code="empty_data")
     return dict(row)
 
 
-def _formatter_of(row: Row) -> Formatter:
-    """The formatter whose columns the row has."""
-    if isinstance(row.get("messages"), list) or isinstance(row.get("prompt"), list):
-        return formatters.chat()
-    if isinstance(row.get("prompt"), str):
-        return formatters.prompt_completion()
-    if isinstance(row.get("text"), str):
-        return formatters.text()
-    raise DataError(
-        f"expected columns messages, prompt and completion, or text, found {sorted(row)}. "
-        "Load the data with load_records, or pass a formatter.",
-        code="unknown_format",
-    )
+def _made(records: Iterable[Row], formatter: AnyFormatter) -> Made | None:
+    """What the formatter makes of the first row that it can use."""
+    for row in islice(iter(records), _LOOKED_AT):
+        try:
+            return formatter(dict(row))
+        except DataError:  # reported with all other bad rows
+            continue
+    return None
 
 
 def _cache_file(records: Dataset, fingerprint: str) -> str | None:
@@ -363,22 +303,3 @@ def _cache_file(records: Dataset, fingerprint: str) -> str | None:
     except OSError:  # a home that cannot be written: no cache, rather than no training
         return None
     return str(folder / f"{fingerprint}.arrow") if os.access(folder, os.W_OK) else None
-
-
-def _identity(value: Any) -> str:
-    """A hash of a formatter or function, of its source text too where there is one."""
-    code = value if inspect.isroutine(value) else type(value)
-    try:
-        source = inspect.getsource(code)
-    except (OSError, TypeError):
-        source = ""
-    return f"{Hasher.hash(value)}:{hashlib.blake2b(source.encode(), digest_size=8).hexdigest()}"
-
-
-def _code_fingerprint() -> str:
-    """A hash of this package's source: a changed encoder never finds an old one's cache."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(resources.files("ftlib.data").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

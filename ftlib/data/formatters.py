@@ -1,20 +1,33 @@
 """Formatters: a row to the text that is trained on, its parts marked by their role in the loss.
 
 A formatter decides the text, `train_on` of the encoder decides what of it is learned, and the encoder
-alone tokenises. Any function from a row to `Segments` or `Conversation` is a formatter too.
+alone tokenises. Any function from a row to `Segments`, `Conversation` or `Answers` is a formatter too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
-from ftlib.data.messages import dicts_of, restored
-from ftlib.data.segments import Conversation, Formatter, Message, Row, Segment, Segments
+from ftlib.data.cells import has
+from ftlib.data.messages import ROLES, dicts_of, restored
+from ftlib.data.preferences import canonical_pair, canonical_ranked, ranks_of
+from ftlib.data.segments import Answers, Conversation, Formatter, Made, Message, Row, Segment, Segments
+from ftlib.data.spellings import is_comparison, is_pair
 from ftlib.errors import ConfigError, DataError
 
-__all__ = ["Chat", "PromptCompletion", "Text", "chat", "prompt_completion", "text"]
+__all__ = [
+    "Chat",
+    "Preference",
+    "PromptCompletion",
+    "Text",
+    "by_columns",
+    "chat",
+    "preference",
+    "prompt_completion",
+    "text",
+]
 
 EosPolicy = Literal["append", "none"]
 ControlPolicy = Literal["text", "parse"]
@@ -98,6 +111,65 @@ class Chat:
         return {"prompt": [{"role": "user", "content": prompt}]}
 
 
+@final
+@dataclass(frozen=True)
+class Preference:
+    """See `preference`."""
+
+    base: Formatter | Callable[[Row], Made] | None = None
+
+    def __call__(self, row: Row) -> Made:
+        """Every answer of the row laid out by the base; a row without answers gives the prompt alone."""
+        if not is_comparison(row):
+            return self._alone(row)
+        # Rows from `load_records` are canonical already, which changes nothing then.
+        found = canonical_pair(row, ROLES) if is_pair(row) else canonical_ranked(row, ROLES)
+        extras: dict[str, tuple[float, ...]] = {}
+        if "chosen" in found:
+            answers = [found["chosen"], found["rejected"]]
+            if "margin" in found:  # the margin of a pair is the difference of the two numbers
+                extras["margin"] = (found["margin"], 0.0)
+        else:
+            answers = found["answers"]
+            ranks = ranks_of(found)
+            if ranks is not None:
+                order = sorted(range(len(ranks)), key=ranks.__getitem__)  # best first; ties keep their order
+                answers, extras["rank"] = [answers[k] for k in order], tuple(ranks[k] for k in order)
+        others = {name: value for name, value in row.items() if name not in _LAID_OUT}
+        prompt = {name: found[name] for name in ("prompt", "tools") if name in found}
+        rows = [
+            {**others, **prompt, ("completion" if "prompt" in found else "text"): answer}
+            for answer in answers
+        ]
+        return Answers(tuple(map(self._alone, rows)), extras)
+
+    def row(self, prompt: str) -> Row:
+        """The row of a bare prompt."""
+        return self.base.row(prompt) if isinstance(self.base, Formatter) else {"prompt": prompt}
+
+    def based(self, made: Made) -> Preference:
+        """The same with a base: the one that laid out `made`."""
+        if self.base is not None:
+            return self
+        example = made.examples[0] if isinstance(made, Answers) else made
+        if isinstance(example, Conversation):
+            return replace(self, base=chat())
+        return replace(self, base=text() if example.parts[0].role == "text" else prompt_completion())
+
+    def _alone(self, row: Row) -> Segments | Conversation:
+        made: Made = (self.base or _of_one_answer(row))(row)
+        if isinstance(made, Answers):
+            raise ConfigError(
+                "preference: expected a base that lays out one answer, such as prompt_completion() or "
+                f"chat(), got {self.base!r:.80}."
+            )
+        return made
+
+
+# What the base of a preference sees in its canonical form alone, or not at all.
+_LAID_OUT = frozenset({"prompt", "completion", "messages", "text", "tools"})
+
+
 def text(column: str = "text", *, eos: EosPolicy = "append", control: ControlPolicy = "text") -> Formatter:
     """Plain text, all of it learned.
 
@@ -134,6 +206,48 @@ def chat(*, template: str | None = None, system: str | None = None) -> Formatter
             put before conversations that bring no system message.
     """
     return Chat(template, system)
+
+
+def preference(base: Formatter | Callable[[Row], Made] | None = None) -> Formatter:
+    """Pairs and ranked answers: one prompt, and each answer laid out as it would be by itself.
+
+    Rows hold `chosen` and `rejected`, or `answers` best first or with `ranks` or `scores`, in any of the
+    spellings that `load_records` reads. A pair's `margin` becomes the numbers ``[margin, 0]`` of its two
+    answers, ranks the number `rank` of each.
+
+    Args:
+        base: lays out one answer from a row with `prompt` and `completion`, or with the whole as `text`
+            where pairs of strings have no prompt. `None` picks `prompt_completion`, `chat` or `text`.
+    """
+    return Preference(base)
+
+
+def by_columns(row: Row) -> Formatter:
+    """The formatter whose canonical columns the row has.
+
+    Raises:
+        DataError: ``unknown_format``.
+    """
+    answers = row.get("answers")
+    if has(row, "chosen", "rejected"):
+        return preference()
+    if isinstance(answers, list) and len(answers) > 1 and is_comparison(row):
+        return preference()
+    return _of_one_answer(row)
+
+
+def _of_one_answer(row: Row) -> Formatter:
+    if isinstance(row.get("messages"), list) or isinstance(row.get("prompt"), list):
+        return chat()
+    if isinstance(row.get("prompt"), str):
+        return prompt_completion()
+    if isinstance(row.get("text"), str):
+        return text()
+    raise DataError(
+        "expected columns messages, prompt and completion, chosen and rejected, prompt and answers, or text, "
+        f"found {sorted(row)}. Load the data with load_records, or pass a formatter.",
+        code="unknown_format",
+    )
 
 
 def _string(row: Row, column: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, final
 
-from ftlib.data.rows import Example
+from ftlib.data.examples import Example
 from ftlib.data.tokens import TokenBackend
 
 __all__ = ["Preview", "PreviewRow", "preview_row"]
@@ -26,6 +26,9 @@ _STYLE = (
 )
 
 
+Spans = tuple[tuple[str, float], ...]  # (text, weight)
+
+
 @final
 @dataclass(frozen=True)
 class PreviewRow:
@@ -33,11 +36,13 @@ class PreviewRow:
 
     Args:
         source: where it came from, ``file:row``.
-        ids: all token ids.
+        ids: all token ids, the shared prompt of several answers once.
         tokens: the vocabulary's name of each id.
         weights: the loss weight of each id.
-        spans: (text, weight) of each stretch of equal weight; the texts join to the decoded example.
-        stops: the last trained token ends the turn.
+        spans: (text, weight) of each stretch of equal weight; the texts join to the decoded example, or
+            to the prompt of several answers.
+        answers: (label, spans) of each of several answers.
+        stops: the last trained token ends the turn, of every answer.
         truncated: it was cut to the encoder's `max_length`.
         dropped: why it is left out, or `None`.
     """
@@ -46,10 +51,11 @@ class PreviewRow:
     ids: tuple[int, ...]
     tokens: tuple[str, ...]
     weights: tuple[float, ...]
-    spans: tuple[tuple[str, float], ...]
+    spans: Spans
     stops: bool
     truncated: bool
     dropped: str | None
+    answers: tuple[tuple[str, Spans], ...] = ()
 
     @property
     def trained_share(self) -> float:
@@ -82,7 +88,7 @@ class Preview:
         return self._joined(lambda text, _: f"[[{text}]]")
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Plain data: ids, tokens, weights and spans of each row."""
+        """Plain data: ids, tokens, weights, spans and answers of each row."""
         return [
             {
                 "source": row.source,
@@ -90,6 +96,7 @@ class Preview:
                 "tokens": list(row.tokens),
                 "weights": list(row.weights),
                 "spans": [list(span) for span in row.spans],
+                "answers": [[label, [list(span) for span in spans]] for label, spans in row.answers],
                 "heading": row.heading,
             }
             for row in self.rows
@@ -102,9 +109,13 @@ class Preview:
     __repr__ = __str__
 
     def _joined(self, mark: Any) -> str:
+        def marked(spans: Spans) -> str:
+            return "".join(mark(text, weight) if weight > 0 else text for text, weight in spans)
+
         return "\n\n".join(
             f"--- {row.heading}\n"
-            + "".join(mark(text, weight) if weight > 0 else text for text, weight in row.spans)
+            + marked(row.spans)
+            + "".join(f"\n--> {label}: {marked(spans)}" for label, spans in row.answers)
             for row in self.rows
         )
 
@@ -112,32 +123,67 @@ class Preview:
         legend = "<p>Underlined on green: trained. Hover for the loss weight.</p>"
         return legend + "".join(
             f"<p><b>{html.escape(row.heading)}</b></p>"
-            f"<div dir='auto' style='{_STYLE}'>{''.join(_html(row))}</div>"
+            f"<div dir='auto' style='{_STYLE}'>{''.join(_html(row.spans))}</div>"
+            + "".join(
+                f"<p>{html.escape(label)}</p><div dir='auto' style='{_STYLE}'>{''.join(_html(spans))}</div>"
+                for label, spans in row.answers
+            )
             for row in self.rows
         )
 
 
 def preview_row(example: Example, backend: TokenBackend, stop_ids: frozenset[int]) -> PreviewRow:
     """One encoded example with its text."""
-    ids = example.prefix[0] + example.rest[0]
-    weights = example.prefix[1] + example.rest[1]
-    trained = [i for i, weight in zip(ids, weights, strict=True) if weight > 0]
+    prompt_ids, prompt_weights = example.prefix
+    ids = [*prompt_ids, *(i for part, _ in example.continuations for i in part)]
+    weights = [*prompt_weights, *(weight for _, part in example.continuations for weight in part)]
+    answers: tuple[tuple[str, Spans], ...] = ()
+    if len(example.continuations) > 1:
+        spans = tuple(_spans([], *example.prefix, backend))
+        answers = tuple(
+            (label, tuple(_spans(prompt_ids, *answer, backend)))
+            for label, answer in zip(_labels(example), example.continuations, strict=True)
+        )
+    else:
+        spans = tuple(_spans([], ids, weights, backend))
     return PreviewRow(
         source=example.source,
         ids=tuple(ids),
         tokens=tuple(backend.tokenizer.convert_ids_to_tokens(ids)),
         weights=tuple(weights),
-        spans=tuple(_spans(ids, weights, backend)),
-        stops=bool(trained) and trained[-1] in stop_ids,
+        spans=spans,
+        stops=all(
+            _last_trained(prompt_ids + part, prompt_weights + marks) in stop_ids
+            for part, marks in example.continuations
+        ),
         truncated="truncated" in example.notes,
         dropped=example.dropped,
+        answers=answers,
     )
 
 
-def _spans(ids: list[int], weights: list[float], backend: TokenBackend) -> Iterator[tuple[str, float]]:
+def _labels(example: Example) -> list[str]:
+    """What each answer is, with its numbers."""
+    count = len(example.continuations)
+    names = ["chosen", "rejected"] if count == 2 else [f"answer {k}" for k in range(1, count + 1)]
+    numbers = [
+        ", ".join(f"{name} {values[k]:g}" for name, values in example.extras.items() if values[k])
+        for k in range(count)
+    ]
+    return [f"{name} ({given})" if given else name for name, given in zip(names, numbers, strict=True)]
+
+
+def _last_trained(ids: list[int], weights: list[float]) -> int | None:
+    return next((i for i, weight in zip(reversed(ids), reversed(weights), strict=True) if weight > 0), None)
+
+
+def _spans(
+    done_ids: list[int], ids: list[int], weights: list[float], backend: TokenBackend
+) -> Iterator[tuple[str, float]]:
     """Text of each stretch of equal weight: what its tokens add to the text of all tokens before."""
-    done = 0
-    before = ""
+    done = len(done_ids)
+    ids = done_ids + ids
+    before = backend.decode(done_ids)
     for weight, members in groupby(weights):
         done += sum(1 for _ in members)
         through = backend.decode(ids[:done])
@@ -154,8 +200,8 @@ def _coloured(text: str, weight: float) -> str:
     return "\n".join(lines)
 
 
-def _html(row: PreviewRow) -> Iterator[str]:
-    for text, weight in row.spans:
+def _html(spans: Spans) -> Iterator[str]:
+    for text, weight in spans:
         if weight > 0:
             alpha = 0.25 + 0.35 * min(weight, 1.0)
             yield (

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from ftlib.data.detect import RULES, Rule, detect, rule_named
 from ftlib.data.messages import ROLES
+from ftlib.data.preferences import ranks_of
 from ftlib.data.problems import describe, gathered
 from ftlib.data.readers import read
 from ftlib.data.tables import to_dataset
@@ -25,7 +26,8 @@ __all__ = ["load_records"]
 _log = logging.getLogger(__name__)
 _LOOKED_AT = 256  # first rows that decide the format, and as many drawn from the rest
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs
-_CANONICAL = tuple(dict.fromkeys(column for rule in RULES for column in rule.columns))
+# Columns that say what a record is. `answers` beside a prompt alone may be a reward's own column.
+_CANONICAL = {column for rule in RULES for column in rule.columns} - {"answers"}
 
 Located = tuple[str, int, dict[str, Any] | DataError]
 
@@ -37,10 +39,17 @@ def load_records(
     columns: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
 ) -> Dataset:
-    """Records in canonical columns: `text`; `prompt` and `completion`; `messages`; or `prompt` alone.
+    r"""Records in canonical columns: `text`; `prompt` and `completion`; `messages`; `prompt` alone;
+    `[prompt,] chosen, rejected[, margin]`; or `prompt, answers[, ranks | scores]`.
 
     `tools` stay beside messages. Other columns are kept; one that bears a canonical name of another
     format becomes ``extra_<name>``, which is logged. `_source` holds ``file:row``.
+
+    Preferences come in many spellings (`accepted`, `response_chosen`, `question`, ...; see
+    `ftlib.data.spellings`). A prompt inside both sides is taken out: of message lists the messages that
+    both begin with, of dialogues written as ``\n\nHuman:`` and ``\n\nAssistant:`` all before the last
+    answer. `answers` are ranked by `ranks` (1 = best, equal ranks tie), by `scores` (higher is better), or
+    else by their order, which is logged. No margin is made of scores.
 
     Args:
         source: a path or several (`.jsonl`, `.json`, `.csv`, `.parquet`), a `datasets.Dataset`, a pandas
@@ -88,6 +97,8 @@ def load_records(
         _log.warning(
             "load_records: read as %s; kept aside: %s", rule.name if rule else format, ", ".join(moved)
         )
+    if rule and rule.name == "ranked" and not any(ranks_of(row) for row in made):
+        _log.warning("load_records: answers without ranks or scores are read as best first.")
     return to_dataset(made)
 
 
@@ -175,6 +186,8 @@ def _renamed(
 
 def _require(rule: Rule, rows: Sequence[tuple[str, int, dict[str, Any]]]) -> None:
     """A column that no row has is one error, not one per row."""
+    if any(rule.fits(row) for _, _, row in rows):
+        return
     found = {name for _, _, row in rows for name, value in row.items() if value is not None}
     for column in rule.columns:
         if column not in found:
@@ -192,10 +205,11 @@ def _canonical(row: dict[str, Any], rule: Rule | None, roles: Mapping[str, str])
     if rule is None:
         return row
     canonical = rule.canonical(row, roles)
+    read = {*rule.reads(row), *(["tools"] if "tools" in canonical or not row.get("tools") else [])}
     kept = {
-        (f"extra_{name}" if name in _CANONICAL else name): value
+        (f"extra_{name}" if name in _CANONICAL or name in canonical else name): value
         for name, value in row.items()
-        if name not in canonical and name not in rule.columns and not (name == "tools" and not value)
+        if name not in read
     }
     return {**canonical, **kept}
 

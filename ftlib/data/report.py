@@ -19,6 +19,8 @@ class Report:
         examples: encoded examples that came out.
         tokens: tokens of these, each prefix once.
         trained_tokens: tokens of weight > 0 that have a token before them to predict them.
+        answers: continuations of examples that compare several.
+        pairs: pairs of these of which one is better.
         dropped: reason -> examples left out.
         truncated: examples cut to `max_length`.
         without_terminator: examples whose last trained token is no stop token.
@@ -33,6 +35,8 @@ class Report:
     examples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    answers: int = 0
+    pairs: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     without_terminator: int = 0
@@ -47,7 +51,17 @@ class Report:
         """Trained tokens over all tokens, 0 to 1; 0 without tokens."""
         return self.trained_tokens / self.tokens if self.tokens else 0.0
 
-    def add(self, *, length: int, trained: int, dropped: str | None, notes: list[str], first: bool) -> None:
+    def add(
+        self,
+        *,
+        length: int,
+        trained: int,
+        answers: int,
+        pairs: int,
+        dropped: str | None,
+        notes: list[str],
+        first: bool,
+    ) -> None:
         """Count one example. `first`: it is the first of its row; `notes`: names of the counters above."""
         self.rows += first
         self.split_turns += not first
@@ -57,6 +71,8 @@ class Report:
         self.examples += 1
         self.tokens += length
         self.trained_tokens += trained
+        self.answers += answers
+        self.pairs += pairs
         for note in notes:
             setattr(self, note, getattr(self, note) + 1)
 
@@ -81,9 +97,10 @@ class Report:
         return {**asdict(self), "dropped": dict(self.dropped), "trained_share": self.trained_share}
 
     def __str__(self) -> str:
+        compared = f" ({self.answers:,} answers, {self.pairs:,} pairs)" if self.pairs else ""
         lines = [
             (
-                f"{self.rows:,} rows -> {self.examples:,} examples, {self.tokens:,} tokens, "
+                f"{self.rows:,} rows -> {self.examples:,} examples{compared}, {self.tokens:,} tokens, "
                 f"{self.trained_tokens:,} trained ({self.trained_share:.0%})"
             )
         ]

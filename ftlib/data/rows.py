@@ -2,82 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import final
 
+from ftlib.data.examples import Example, refused
+from ftlib.data.groups import common, pairs, refuse_identical, share
+from ftlib.data.overflow import Overflow, Weighted, fit
 from ftlib.data.pieces import Stretches, stretches
-from ftlib.data.segments import Conversation, Row, Segments, TrainOn
+from ftlib.data.segments import Answers, Conversation, Made, Row, Segments, TrainOn
 from ftlib.data.templates import ChatTemplate
-from ftlib.data.tokens import TokenBackend
+from ftlib.data.tokens import Piece, TokenBackend
 from ftlib.data.weights import segment_weights, trained_turns
 from ftlib.errors import ConfigError, DataError
 
-__all__ = ["Example", "Overflow", "RowEncoder"]
+__all__ = ["RowEncoder"]
 
-Overflow = Literal["error", "drop", "truncate_prompt", "truncate"]
-Weighted = tuple[list[int], list[float]]  # ids and their weights
 _CHECKED_ROWS, _CHECKED_EVERY = 256, 1000  # rows whose invariants are asserted
 
 
 @final
 @dataclass(frozen=True)
-class Example:
-    """One encoded example and what became of it.
-
-    Args:
-        prefix: ids and weights of the prefix.
-        rest: ids and weights of the continuation.
-        source: where the row came from, ``file:row``.
-        trained: tokens of weight > 0 that have a token before them.
-        notes: names of counters of the report.
-        first: the first example of its row.
-        dropped: why it is left out, or `None`.
-        problem: why the row is refused, or `None`; a refused row has no tokens.
-    """
-
-    prefix: Weighted
-    rest: Weighted
-    source: str
-    trained: int = 0
-    notes: tuple[str, ...] = ()
-    first: bool = True
-    dropped: str | None = None
-    problem: DataError | None = None
-
-    @property
-    def length(self) -> int:
-        """Tokens of the example."""
-        return len(self.prefix[0]) + len(self.rest[0])
-
-
-@final
-@dataclass(frozen=True)
-class _Plan:
-    """One example ready for the tokenizer."""
+class _Side:
+    """One answer with its prompt, ready for the tokenizer."""
 
     segments: Segments
     weights: tuple[float, ...]
     stretches: Stretches
     notes: tuple[str, ...]
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return (*(self.stretches.prefix or ()), *self.stretches.rest)
+
+
+@final
+@dataclass(frozen=True)
+class _Plan:
+    """One example ready for the tokenizer: one side, or several that share their prompt."""
+
+    sides: tuple[_Side, ...]
     source: str
     first: bool
     checked: bool
+    extras: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(note for side in self.sides for note in side.notes))
 
 
 @final
 @dataclass(frozen=True)
 class RowEncoder:
-    """What an `Encoder` does to rows; its fields are those of `Encoder`, resolved."""
+    """What an `Encoder` does to rows; its fields are those of `Encoder`, resolved.
+
+    `extras` names the numbers per answer that every row brings.
+    """
 
     backend: TokenBackend
     template: ChatTemplate
-    formatter: Callable[[Row], Segments | Conversation]
+    formatter: Callable[[Row], Made]
     train_on: TrainOn
     prompt_loss_weight: float
     max_length: int | None
     overflow: Overflow
     stop_ids: frozenset[int]
+    extras: tuple[str, ...] = ()
 
     def encode(self, rows: Sequence[Row], indices: Sequence[int]) -> list[Example]:
         """The examples of some rows, at least one per row, in order. A bad row gives its problem.
@@ -92,13 +84,10 @@ class RowEncoder:
             try:
                 plans += self._plan(row, source, checked=index < _CHECKED_ROWS or index % _CHECKED_EVERY == 0)
             except DataError as error:
-                plans.append(_refused(source, error))
+                plans.append(refused(source, error))
         # All pieces of all rows go to the tokenizer together: a call per piece would cost more than its work.
         pieces = [
-            piece
-            for plan in plans
-            if isinstance(plan, _Plan)
-            for piece in (*(plan.stretches.prefix or ()), *plan.stretches.rest)
+            piece for plan in plans if isinstance(plan, _Plan) for side in plan.sides for piece in side.pieces
         ]
         encoded = iter(self.backend.encode(pieces))
         return [plan if isinstance(plan, Example) else self._finish(plan, encoded) for plan in plans]
@@ -106,6 +95,12 @@ class RowEncoder:
     def prompt_ids(self, row: Row) -> list[int]:
         """What inference puts before the completion of `row`: the prefix ids of training."""
         made = self.formatter(row)
+        if isinstance(made, Answers):
+            prompts = [self._prompt_ids(example) for example in made.examples]
+            return prompts[0][: common(prompts)]
+        return self._prompt_ids(made)
+
+    def _prompt_ids(self, made: Segments | Conversation) -> list[int]:
         whole = False  # the row is all prompt
         if isinstance(made, Conversation):
             made, _ = self.template.with_system(made)
@@ -123,25 +118,38 @@ class RowEncoder:
 
     def _plan(self, row: Row, source: str, *, checked: bool) -> list[_Plan]:
         made = self.formatter(row)
-        notes: tuple[str, ...] = ()
-        if isinstance(made, Conversation):
-            made, notes = self.template.with_system(made)
-            examples = self._laid_out(made)
-        elif isinstance(made, Segments):
-            examples = (made,)
-        else:
-            raise ConfigError(
-                f"Encoder: expected the formatter to return Segments or Conversation, "
-                f"got {type(made).__name__}."
+        given = made.extras if isinstance(made, Answers) else {}
+        self._check_extras(given)
+        if not isinstance(made, Answers):
+            return [
+                _Plan((side,), source, first=number == 0, checked=checked)
+                for number, side in enumerate(self._sides(made))
+            ]
+        self._check_answers(made)
+        sides = [self._sides(example) for example in made.examples]
+        if any(len(examples) > 1 for examples in sides):
+            raise DataError(
+                "chat template: it renders the earlier turns of an answer differently once others follow, so "
+                "an answer of several assistant turns is no single text. Keep one assistant turn per answer.",
+                code="template",
             )
         return [
-            self._planned(segments, notes, source, first=number == 0, checked=checked)
-            for number, segments in enumerate(examples)
+            _Plan(tuple(examples[0] for examples in sides), source, first=True, checked=checked, extras=given)
         ]
 
-    def _planned(
-        self, segments: Segments, notes: tuple[str, ...], source: str, *, first: bool, checked: bool
-    ) -> _Plan:
+    def _sides(self, made: Segments | Conversation) -> list[_Side]:
+        """One example as text; several where a template needs one per trained turn."""
+        if isinstance(made, Conversation):
+            made, notes = self.template.with_system(made)
+            return [self._side(segments, notes) for segments in self._laid_out(made)]
+        if isinstance(made, Segments):
+            return [self._side(made, ())]
+        raise ConfigError(
+            "Encoder: expected the formatter to return Segments, Conversation or Answers, "
+            f"got {type(made).__name__}."
+        )
+
+    def _side(self, segments: Segments, notes: tuple[str, ...]) -> _Side:
         if segments.eos and self.backend.eos_id is None:
             raise ConfigError(
                 "Encoder: the examples end in EOS, and this tokenizer has no eos_token. Set one."
@@ -152,7 +160,31 @@ class RowEncoder:
             notes = (*notes, "stop_added")
         if planned.literal:
             notes = (*notes, "control_text")
-        return _Plan(segments, weights, planned, notes, source, first, checked)
+        return _Side(segments, weights, planned, notes)
+
+    def _check_extras(self, given: Mapping[str, tuple[float, ...]]) -> None:
+        for name in sorted(set(given) ^ set(self.extras)):
+            found = "none" if name in self.extras else "one"
+            raise DataError(
+                f"expected {name} in every row or in none, got {found} here, unlike in the first row.",
+                column=name,
+            )
+
+    def _check_answers(self, made: Answers) -> None:
+        """Options and shapes that make no sense for several answers to one prompt."""
+        if self.train_on not in ("completion", "last") or self.prompt_loss_weight:
+            raise ConfigError(
+                f"Encoder: train_on={self.train_on!r:.40} with prompt_loss_weight={self.prompt_loss_weight} "
+                "would train the prompt, which belongs to several answers here. Use train_on="
+                '"completion" or "last" and no prompt_loss_weight.'
+            )
+        count = len(made.examples)
+        wrong = {name: len(values) for name, values in made.extras.items() if len(values) != count}
+        if count < 2 or wrong:
+            raise ConfigError(
+                "Encoder: expected Answers of at least two examples, and one number per example in each "
+                f"extra, got {count} examples and numbers {wrong}."
+            )
 
     def _laid_out(self, conversation: Conversation) -> tuple[Segments, ...]:
         trained = trained_turns(conversation, self.train_on)
@@ -170,37 +202,62 @@ class RowEncoder:
         spread = callable(self.train_on) or self.train_on in ("all", "weighted")
         return self.template.layout(conversation, trained, spread=spread or self.prompt_loss_weight > 0)
 
-    def _finish(self, plan: _Plan, encoded: Any) -> Example:
-        """Join the pieces of one example, fit them to `max_length`, and check what is trained."""
-        parts = plan.stretches
-        prefix = _joined(encoded, len(parts.prefix or ()))
-        rest = _joined(encoded, len(parts.rest))
-        if parts.prefix is None:
-            rest = self._with_bos(*rest, plan.segments)
-        else:
-            prefix = self._with_bos(*prefix, plan.segments)
-        if plan.segments.eos and self.backend.eos_id is not None and rest[0][-1:] != [self.backend.eos_id]:
-            rest[0].append(self.backend.eos_id)
-            rest[1].append(plan.weights[-1])
-        notes = plan.notes
+    def _finish(self, plan: _Plan, encoded: Iterator[Weighted]) -> Example:
+        """Join the pieces of one example, fit it to `max_length`, and check what is trained."""
+        sides = [self._joined(side, encoded) for side in plan.sides]
+        bos = len(self.backend.bos_ids) if plan.sides[0].segments.bos else 0
+        compared = pairs(len(sides), plan.extras)
         try:
             if plan.checked:
-                self._assert_control(plan, prefix[0] + rest[0])
-            whole = len(prefix[0]) + len(rest[0])
-            fitted = self._fit(prefix, rest, plan)
+                for side, (prompt, rest) in zip(plan.sides, sides, strict=True):
+                    self._assert_control(side, prompt[0] + rest[0] if prompt else rest[0])
+            whole = self._together(sides, compared, bos)
+            fitted = fit(*whole, self.max_length, self.overflow, bos=bos)
             if fitted is None:
-                return Example(prefix, rest, plan.source, first=plan.first, dropped="too_long")
-            prefix, rest = fitted
-            trained = _trained(prefix, rest)
-            if not trained:
-                raise self._empty_target(plan, cut=len(prefix[0]) + len(rest[0]) < whole)
+                return Example(*whole, plan.source, plan.extras, first=plan.first, dropped="too_long")
+            cut = fitted != whole
+            prefix, answers = fitted
+            trained = [_trained(prefix, answer) for answer in answers]
+            for number, side in enumerate(plan.sides):
+                if not trained[number] or not answers[number][0]:
+                    raise self._empty_target(side, number if compared else None, cut=cut)
+            if cut:
+                refuse_identical(answers, compared, self.max_length)
         except DataError as error:
-            return _refused(plan.source, error, first=plan.first)
-        if len(prefix[0]) + len(rest[0]) < whole:
+            return refused(plan.source, error, first=plan.first)
+        notes = plan.notes
+        if cut:
             notes = (*notes, "truncated")
-        if not self._stops(prefix, rest):
+        if not all(self._stops(prefix, answer) for answer in answers):
             notes = (*notes, "without_terminator")
-        return Example(prefix, rest, plan.source, trained, notes, plan.first)
+        return Example(
+            prefix, answers, plan.source, plan.extras, sum(trained), len(compared), notes, plan.first
+        )
+
+    def _together(
+        self, sides: list[tuple[Weighted | None, Weighted]], compared: list[tuple[int, int]], bos: int
+    ) -> tuple[Weighted, tuple[Weighted, ...]]:
+        """Prefix and continuations of one answer or of several."""
+        if len(sides) == 1:
+            prompt, rest = sides[0]
+            return prompt or ([], []), (rest,)
+        prefix, answers = share(sides, bos=bos)
+        refuse_identical(answers, compared)
+        return prefix, answers
+
+    def _joined(self, side: _Side, encoded: Iterator[Weighted]) -> tuple[Weighted | None, Weighted]:
+        """Prompt and rest of one answer with BOS and EOS; no prompt where nothing marks its end."""
+        parts = side.stretches
+        prompt = None if parts.prefix is None else _concatenated(islice(encoded, len(parts.prefix)))
+        rest = _concatenated(islice(encoded, len(parts.rest)))
+        if prompt is None:
+            rest = self._with_bos(*rest, side.segments)
+        else:
+            prompt = self._with_bos(*prompt, side.segments)
+        if side.segments.eos and self.backend.eos_id is not None and rest[0][-1:] != [self.backend.eos_id]:
+            rest[0].append(self.backend.eos_id)
+            rest[1].append(side.weights[-1])
+        return prompt, rest
 
     def _with_bos(self, ids: list[int], weights: list[float], segments: Segments) -> Weighted:
         """What the tokenizer puts before plain text goes first, once; nothing predicts it, so it weighs 0."""
@@ -209,46 +266,21 @@ class RowEncoder:
             return ids, weights
         return [*bos, *ids], [*([0.0] * len(bos)), *weights]
 
-    def _fit(self, prefix: Weighted, rest: Weighted, plan: _Plan) -> tuple[Weighted, Weighted] | None:
-        """The example within `max_length`; `None` drops it."""
-        excess = 0 if self.max_length is None else len(prefix[0]) + len(rest[0]) - self.max_length
-        if excess <= 0:
-            return prefix, rest
-        if self.overflow == "drop":
-            return None
-        if self.overflow == "truncate":
-            kept = len(rest[0]) - excess
-            if kept > 0:
-                return prefix, (rest[0][:kept], rest[1][:kept])
-            return (prefix[0][: self.max_length], prefix[1][: self.max_length]), ([], [])
-        bos = len(self.backend.bos_ids) if plan.segments.bos else 0
-        if self.overflow == "truncate_prompt" and len(prefix[0]) - bos >= excess:
-            ids, weights = prefix
-            return (ids[:bos] + ids[bos + excess :], weights[:bos] + weights[bos + excess :]), rest
-        total = len(prefix[0]) + len(rest[0])
-        reason = (
-            f"of which {len(rest[0])} are not prompt"
-            if self.overflow == "truncate_prompt"
-            else 'choose overflow="drop", "truncate_prompt" or "truncate"'
-        )
-        raise DataError(
-            f"expected at most {self.max_length} tokens, got {total}; {reason}. "
-            "Raise max_length or shorten the row.",
-            code="too_long",
-        )
-
-    def _empty_target(self, plan: _Plan, *, cut: bool) -> DataError:
+    def _empty_target(self, side: _Side, number: int | None, *, cut: bool) -> DataError:
         if cut:
             cause = f"the prompt alone fills max_length={self.max_length}"
-        elif not any(weight > 0 for weight in plan.weights):
+        elif not any(weight > 0 for weight in side.weights):
             cause = f"train_on={self.train_on!r:.40} gives every part weight 0"
         elif not any(
-            part.text for part, weight in zip(plan.segments.parts, plan.weights, strict=True) if weight > 0
+            part.text for part, weight in zip(side.segments.parts, side.weights, strict=True) if weight > 0
         ):
             cause = "the trained text is empty"
-        else:
+        elif number is None:
             cause = "the only trained token is the first one, and no token before it predicts it"
-        return DataError(f"expected a trained token, got none: {cause}.", code="empty_target")
+        else:
+            cause = "the other answers begin with all of it"
+        where = "" if number is None else f" in answer {number + 1}"
+        return DataError(f"expected a trained token{where}, got none: {cause}.", code="empty_target")
 
     def _stops(self, prefix: Weighted, rest: Weighted) -> bool:
         """Whether the last trained token ends a turn."""
@@ -256,12 +288,12 @@ class RowEncoder:
         last = next(i for i in range(len(ids) - 1, -1, -1) if weights[i] > 0)
         return ids[last] in self.stop_ids
 
-    def _assert_control(self, plan: _Plan, ids: Sequence[int]) -> None:
+    def _assert_control(self, side: _Side, ids: Sequence[int]) -> None:
         """Control ids come from templates, BOS and EOS alone, and BOS stands at most once at the start."""
         allowed = (
-            plan.stretches.control
-            + plan.segments.eos
-            + (len(self.backend.bos_ids) if plan.segments.bos else 0)
+            side.stretches.control
+            + side.segments.eos
+            + (len(self.backend.bos_ids) if side.segments.bos else 0)
         )
         found = sum(1 for i in ids if i in self.backend.control_ids)
         if found > allowed:
@@ -277,11 +309,10 @@ class RowEncoder:
             )
 
 
-def _joined(encoded: Any, count: int) -> Weighted:
+def _concatenated(pieces: Iterable[Weighted]) -> Weighted:
     ids: list[int] = []
     weights: list[float] = []
-    for _ in range(count):
-        piece_ids, piece_weights = next(encoded)
+    for piece_ids, piece_weights in pieces:
         ids += piece_ids
         weights += piece_weights
     return ids, weights
@@ -290,17 +321,3 @@ def _joined(encoded: Any, count: int) -> Weighted:
 def _trained(prefix: Weighted, rest: Weighted) -> int:
     """Tokens of weight > 0, but for the first of the sequence, which nothing predicts."""
     return sum(weight > 0 for weight in (prefix[1] + rest[1])[1:])
-
-
-def _refused(source: str, error: DataError, *, first: bool = True) -> Example:
-    file, _, row = source.rpartition(":")
-    located = DataError(
-        error.message,
-        code=error.code,
-        file=file,
-        row=int(row) if row.isdigit() else None,
-        column=error.column,
-        byte=error.byte,
-        excerpt=error.excerpt,
-    )
-    return Example(([], []), ([], []), source, first=first, problem=located)

@@ -1,16 +1,29 @@
 """What a formatter returns: text whose parts carry their role in the loss, not yet tokenised.
 
 `Segments` are final text. `Conversation` is a list of messages that only the tokenizer's own template
-can turn into text; the encoder does that and gets `Segments`.
+can turn into text; the encoder does that and gets `Segments`. `Answers` are several of either, which
+answer one prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
-__all__ = ["OUTPUT", "Conversation", "Formatter", "Message", "Role", "Row", "Segment", "Segments", "TrainOn"]
+__all__ = [
+    "OUTPUT",
+    "Answers",
+    "Conversation",
+    "Formatter",
+    "Made",
+    "Message",
+    "Role",
+    "Row",
+    "Segment",
+    "Segments",
+    "TrainOn",
+]
 
 Row = Mapping[str, Any]
 Message = Mapping[str, Any]
@@ -85,11 +98,30 @@ class Conversation:
     system: str | None = None
 
 
+@final
+@dataclass(frozen=True)
+class Answers:
+    """Several answers to one prompt. The encoder stores what they share once.
+
+    Args:
+        examples: each answer laid out with the prompt, as the example it would be by itself; at least
+            two, of a pair the better one first.
+        extras: name -> one number per answer, such as `rank` (1 = best; without it their order is the
+            rank) or `margin`. Every row of a data set has the same names.
+    """
+
+    examples: tuple[Segments | Conversation, ...]
+    extras: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+Made = Segments | Conversation | Answers
+
+
 @runtime_checkable
 class Formatter(Protocol):
     """A row to what is trained on. Plain functions are accepted wherever a formatter is."""
 
-    def __call__(self, row: Row, /) -> Segments | Conversation:
+    def __call__(self, row: Row, /) -> Made:
         """The example of one row; a row without its completion gives the prompt alone."""
         ...
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from ftlib.data.preferences import leading
 from ftlib.errors import ConfigError, DataError
 
 __all__ = ["normalise", "split"]
@@ -48,8 +49,8 @@ def split(
         validation: share of validation, between 0 and 1.
         seed: any integer.
         group: ``"prompt"`` keeps rows of one normalised prompt together (for `messages`, the turns
-            before the first answer; for `text`, the text); otherwise the column whose equal values
-            stay together.
+            before the first answer; for `text`, the text; for pairs without a prompt, the words that both
+            begin with); otherwise the column whose equal values stay together.
         stratify: the column that holds the class.
 
     Raises:
@@ -92,10 +93,27 @@ def _keys(records: Dataset, group: str) -> list[str]:
     """The group of each row."""
     if group != "prompt":
         return [json.dumps(value, sort_keys=True, default=str) for value in _column(records, group)]
+    if {"chosen", "rejected"} <= set(records.column_names):
+        asked = records.select_columns(
+            [name for name in ("prompt", "chosen", "rejected") if name in records.column_names]
+        )
+        return [_prompt_key(_asked(row)) for row in asked.with_format(None)]
     name = next((name for name in _PROMPTS if name in records.column_names), None)
     if name is None:
         raise _absent("prompt", records)
     return [_prompt_key(value) for value in _column(records, name)]
+
+
+def _asked(row: Mapping[str, Any]) -> str | Sequence[Mapping[str, Any]]:
+    """The prompt of a pair, or what both sides begin with: whole words, whole messages."""
+    if row.get("prompt") is not None:
+        prompt: str | Sequence[Mapping[str, Any]] = row["prompt"]
+        return prompt
+    chosen, rejected = row["chosen"], row["rejected"]
+    if not isinstance(chosen, str):
+        return leading(chosen, rejected)
+    common = "".join(leading(chosen, rejected))
+    return common[: max((at for at, char in enumerate(common) if char.isspace()), default=0)]
 
 
 def _prompt_key(value: str | Sequence[Mapping[str, Any]]) -> str:

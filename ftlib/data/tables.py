@@ -19,7 +19,7 @@ __all__ = ["to_dataset"]
 _SCALARS = {str: "string", bool: "bool", int: "int64", float: "float64"}
 _INT64 = range(-(2**63), 2**63)
 _MESSAGE_KEYS = ("role", "content", "weight", "tool_calls", "tool_call_id", "name", "reasoning", "extra")
-_MESSAGE_COLUMNS = ("messages", "prompt", "completion")
+_MESSAGE_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
@@ -42,11 +42,9 @@ def to_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
 def _column(name: str, values: list[Any]) -> tuple[Any, list[Any]]:
     present = [value for value in values if value is not None]
     if name in _MESSAGE_COLUMNS and present and all(map(_is_messages, present)):
-        keys = {key for value in present for message in value for key in message}
-        fields = {
-            key: Value("float64" if key == "weight" else "string") for key in _MESSAGE_KEYS if key in keys
-        }
-        return List(fields), values
+        return _messages(present), values
+    if name == "answers" and present and all(map(_are_messages, present)):
+        return List(_messages([answer for value in present for answer in value])), values
     kind = _scalar(present)
     if kind is not None:
         return Value(kind), values
@@ -61,6 +59,14 @@ def _column(name: str, values: list[Any]) -> tuple[Any, list[Any]]:
     return Value("string"), texts
 
 
+def _messages(lists: Sequence[Sequence[Mapping[str, Any]]]) -> Any:
+    """The type of message lists: the keys that any message has."""
+    keys = {key for messages in lists for message in messages for key in message}
+    return List(
+        {key: Value("float64" if key == "weight" else "string") for key in _MESSAGE_KEYS if key in keys}
+    )
+
+
 def _is_messages(value: Any) -> bool:
     """Messages as `canonical_messages` gives them."""
     return isinstance(value, list) and all(
@@ -69,6 +75,10 @@ def _is_messages(value: Any) -> bool:
         and all(isinstance(item, float if key == "weight" else str) for key, item in message.items())
         for message in value
     )
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_messages, value))
 
 
 def _scalar(values: Sequence[Any]) -> str | None:

@@ -1,0 +1,31 @@
+"""Hashes of everything that decides an encoding, so that a cache is never found by another one."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from importlib import resources
+from typing import Any
+
+from datasets.fingerprint import Hasher
+
+__all__ = ["code_fingerprint", "identity"]
+
+
+def identity(value: Any) -> str:
+    """A hash of a formatter or function, of its source text too where there is one."""
+    code = value if inspect.isroutine(value) else type(value)
+    try:
+        source = inspect.getsource(code)
+    except (OSError, TypeError):
+        source = ""
+    return f"{Hasher.hash(value)}:{hashlib.blake2b(source.encode(), digest_size=8).hexdigest()}"
+
+
+def code_fingerprint() -> str:
+    """A hash of this package's source: a changed encoder never finds an old one's cache."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(resources.files("ftlib.data").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
