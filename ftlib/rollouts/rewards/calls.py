@@ -17,6 +17,7 @@ T = TypeVar("T")
 def in_thread(function: Callable[[], T]) -> Future[T]:
     """Start a function in a thread that does not keep the interpreter from ending, as a pool's would."""
     future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on nobody can cancel it, only stop waiting
 
     def run() -> None:
         try:

@@ -122,18 +122,24 @@ def call_reward(
 ) -> Any:
     """Call a reward with the arguments it takes; what it returns may be awaitable.
 
-    A function that calls neither argument by name gets both by position.
+    Arguments go by name; to a function with other names, prompts and completions go by position.
     """
     parameters = inspect.signature(reward).parameters
-    named = {"prompts": prompts, "completions": completions} if _names_either(parameters) else {}
-    given = {**named, **columns}
+    given = {"prompts": prompts, "completions": completions, **columns}
+    strange = [each for each in parameters.values() if _positional(each) and each.name not in given]
     if not any(each.kind == each.VAR_KEYWORD for each in parameters.values()):
         given = {name: value for name, value in given.items() if name in parameters}
-    return reward(**given) if named else reward(prompts, completions, **given)
+    if not strange:
+        return reward(**given)
+    return reward(prompts, completions, **{name: given[name] for name in columns if name in given})
 
 
-def _names_either(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    return "prompts" in parameters or "completions" in parameters
+def _positional(parameter: inspect.Parameter) -> bool:
+    """Whether a value by position must, or may, fill it."""
+    kinds = (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    return (parameter.kind in kinds and parameter.default is parameter.empty) or (
+        parameter.kind == parameter.VAR_POSITIONAL
+    )
 
 
 def _asked(
