@@ -146,11 +146,12 @@ def test_undiscounted_with_lam_1_it_is_return_minus_value():
     assert_close(advantages_BL, returns_BL - values_BL)
 
 
-def test_the_critic_may_have_its_own_decay():
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_the_critic_may_have_its_own_decay(gamma):
     rewards_BL, values_BL, mask_BL = row(0.3, -0.2, 1.0), row(0.1, 0.4, -0.3), mask_of("111")
-    policy_BL, _ = gae(rewards_BL, values_BL, mask_BL, lam=0.5)
-    _, critic_BL = gae(rewards_BL, values_BL, mask_BL, lam=1.0)
-    both = gae(rewards_BL, values_BL, mask_BL, lam=0.5, lam_value=1.0)
+    policy_BL, _ = gae(rewards_BL, values_BL, mask_BL, gamma=gamma, lam=0.5)
+    _, critic_BL = gae(rewards_BL, values_BL, mask_BL, gamma=gamma, lam=1.0)
+    both = gae(rewards_BL, values_BL, mask_BL, gamma=gamma, lam=0.5, lam_value=1.0)
     assert_close(both, (policy_BL, critic_BL))
 
 
