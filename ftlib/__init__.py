@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from ftlib import adapters, losses, models, objectives
     from ftlib.data import Encoder, collate, formatters, load_records, split
     from ftlib.engine import TrainConfig
+    from ftlib.evaluation import plots
     from ftlib.models import demo_model, forward, load
-    from ftlib.trainers import SFTTrainer, TrainResult
+    from ftlib.trainers import DPOTrainer, RewardTrainer, SFTTrainer, TrainResult
 
 _PLACES = {
+    "DPOTrainer": "ftlib.trainers",
     "Encoder": "ftlib.data",
+    "RewardTrainer": "ftlib.trainers",
     "SFTTrainer": "ftlib.trainers",
     "TrainConfig": "ftlib.engine",
     "TrainResult": "ftlib.trainers",
@@ -29,12 +32,15 @@ _PLACES = {
     "forward": "ftlib.models",
     "load": "ftlib.models",
     "load_records": "ftlib.data",
+    "plots": "ftlib.evaluation",
     "split": "ftlib.data",
 }
 _PACKAGES = ("adapters", "losses", "models", "objectives")
 
 __all__ = [
+    "DPOTrainer",
     "Encoder",
+    "RewardTrainer",
     "SFTTrainer",
     "TrainConfig",
     "TrainResult",
@@ -48,6 +54,7 @@ __all__ = [
     "losses",
     "models",
     "objectives",
+    "plots",
     "split",
 ]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ftlib as ft
 from ftlib.demo.pipeline import Demo, fine_tune, pretrain, save_and_reload
+from ftlib.demo.preferences import optimise_preferences, preference_pairs, train_reward
 
 
 def main() -> None:
@@ -23,10 +24,13 @@ def main() -> None:
     demo = Demo(options.out, base, model, tokenizer, small=options.small)
     pretrain(demo)
     asked = fine_tune(demo)
+    train, held_out = preference_pairs(demo)
+    train_reward(demo, train, held_out)
+    optimise_preferences(demo, train, held_out)
     save_and_reload(demo, asked)
     demo.say(f"The whole pipeline took {time.perf_counter() - began:.0f} s.")
     page = demo.report.write(options.out / "report.html")
-    print(f"\nReport: {page}\nAdapter: {options.out / 'adapter'}")
+    print(f"\nReport: {page}\nAdapters: {options.out / 'adapter'}, {options.out / 'reward'}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     1. domain pre-training: the language reference, held-out topics
     2. supervised fine-tuning: docstrings of the standard library, held-out modules
-    3. save, and answer again from plain peft and transformers in a fresh process
+    3. and 4.: a reward model and DPO, in `preferences.py`
+    5. save, and answer again from plain peft and transformers in a fresh process
 
 Each phase prints a short account, adds its section to the report, and hands the model on.
 """
@@ -24,7 +25,7 @@ from ftlib.demo.report import Report
 from ftlib.evaluation import decode, generate
 from ftlib.trainers import SFTTrainer, TrainResult
 
-__all__ = ["Demo", "fine_tune", "pretrain", "save_and_reload"]
+__all__ = ["ANSWER_TOKENS", "Demo", "curve", "fine_tune", "line", "pretrain", "question", "save_and_reload"]
 
 ASKED = 5  # held-out questions answered before and after
 ANSWER_TOKENS = 48
@@ -74,7 +75,7 @@ def pretrain(demo: Demo) -> None:
     before = trainer.evaluate()
     result = trainer.train()
     after = trainer.evaluate()
-    demo.report.curve(_curve(result, before, after), "optimiser step", "loss (nats per token)")
+    demo.report.curve(curve(result, before, after), "optimiser step", "loss (nats per token)")
     demo.say(
         f"{len(train)} texts of {len(train) + len(held_out)}; {result.metrics['tokens']:,} tokens trained at "
         f"{result.metrics['tokens_per_second']:.0f} tokens/s. Held-out topics: perplexity "
@@ -84,7 +85,7 @@ def pretrain(demo: Demo) -> None:
 
 
 def fine_tune(demo: Demo) -> list[str]:
-    """Phase 2: questions about the standard library. Saves the adapter and returns the questions asked."""
+    """Phase 2: questions about the standard library. Returns the questions asked."""
     began = demo.start("2. Supervised fine-tuning on the docstrings of the standard library")
     train, valid = split_pairs(docstring_pairs())
     valid = valid[:: max(1, len(valid) // (8 if demo.small else 160))]
@@ -93,11 +94,11 @@ def fine_tune(demo: Demo) -> list[str]:
     trainer = SFTTrainer(demo.model, _chats(train), _chats(valid), tokenizer=demo.tokenizer, config=config)
     print(trainer.encoder.preview(_chats(train), n=1).text, flush=True)
     asked = valid[:: max(1, len(valid) // ASKED)][:ASKED]
-    prompts = [_question(row) for row in asked]
+    prompts = [question(row) for row in asked]
     before, answers_before = trainer.evaluate(), trainer.generate(prompts, max_new_tokens=ANSWER_TOKENS)
     result = trainer.train()
     after, answers_after = trainer.evaluate(), trainer.generate(prompts, max_new_tokens=ANSWER_TOKENS)
-    demo.report.curve(_curve(result, before, after), "optimiser step", "loss (nats per token)")
+    demo.report.curve(curve(result, before, after), "optimiser step", "loss (nats per token)")
     demo.say(
         f"{len(train):,} questions from {len({row['module'] for row in train})} modules, validation on "
         f"{len({row['module'] for row in valid})} others; {result.metrics['tokens']:,} tokens at "
@@ -106,19 +107,18 @@ def fine_tune(demo: Demo) -> list[str]:
     )
     for row, old, new in zip(asked, answers_before, answers_after, strict=True):
         demo.report.answers(row["prompt"], old, new, row["completion"])
-        told = f"before: {_line(old)}\n  after:  {_line(new)}\n  docs:   {row['completion']}"
+        told = f"before: {line(old)}\n  after:  {line(new)}\n  docs:   {row['completion']}"
         print(f"\n{row['prompt']}\n  {told}")
-    trainer.save(demo.folder / "adapter")
     return [row["prompt"] for row in asked]
 
 
 def save_and_reload(demo: Demo, asked: Sequence[str]) -> None:
-    """Phase 3: the saved adapter in ftlib, and in a fresh process that knows only peft and transformers.
+    """Phase 5: the saved adapter in ftlib, and in a fresh process that knows only peft and transformers.
 
     Both in float32: in bfloat16 peft rounds W x before it adds the adapter (see docs/performance.md), and
     a greedy answer can turn on that.
     """
-    began = demo.start("3. The saved adapter in plain peft and transformers")
+    began = demo.start("5. The saved adapter in plain peft and transformers")
     adapter, question = str(demo.folder / "adapter"), asked[0]
     model, tokenizer = ft.load(demo.base, adapter=adapter, dtype="float32")
     encoder = ft.Encoder(tokenizer)
@@ -137,32 +137,35 @@ def save_and_reload(demo: Demo, asked: Sequence[str]) -> None:
         raise RuntimeError(f"the fresh process failed:\n{told.stderr}")
     plain = json.loads(told.stdout)["answer"]
     demo.say(
-        f"{question} ftlib, reloaded: {_line(ours)!r}. A process without ftlib: {_line(plain)!r} "
+        f"{question} ftlib, reloaded: {line(ours)!r}. A process without ftlib: {line(plain)!r} "
         f"({time.perf_counter() - began:.0f} s)."
     )
     if plain.strip() != ours.strip():
         raise RuntimeError(f"expected the answer {ours!r} from the saved adapter, got {plain!r}")
 
 
-def _question(row: Mapping[str, str]) -> list[dict[str, str]]:
+def question(row: Mapping[str, str]) -> list[dict[str, str]]:
+    """The prompt of a docstring pair as messages."""
     return [{"role": "user", "content": row["prompt"]}]
 
 
 def _chats(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Pairs of strings as prompt and completion in messages, which go through the model's own template."""
     return [
-        {"prompt": _question(row), "completion": [{"role": "assistant", "content": row["completion"]}]}
+        {"prompt": question(row), "completion": [{"role": "assistant", "content": row["completion"]}]}
         for row in rows
     ]
 
 
-def _curve(
+def curve(
     result: TrainResult, before: Mapping[str, float], after: Mapping[str, float]
 ) -> dict[str, list[tuple[float, float]]]:
+    """Training and held-out losses by step, for `Report.curve`."""
     trained = [(float(row["step"]), float(row["loss"])) for row in result.history if "loss" in row]
     held_out = [(0.0, before["eval_loss"]), (float(result.metrics["steps"]), after["eval_loss"])]
     return {"training": trained, "held out": held_out}
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
+    """A text in one line."""
     return " ".join(text.split())

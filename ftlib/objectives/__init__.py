@@ -2,10 +2,10 @@
 
 from ftlib.objectives.dpo import DPO, PairLoss
 from ftlib.objectives.pairs import Pairs, pairs
-from ftlib.objectives.protocol import Needs, Objective, OfOneForward, Prepared
+from ftlib.objectives.protocol import Needs, Objective, OfOneForward, Prepared, Referring
 from ftlib.objectives.reward import Reward
 from ftlib.objectives.sft import SFT
-from ftlib.objectives.weighted import weighted
+from ftlib.objectives.weighted import Weighted, weighted
 
 __all__ = [
     "DPO",
@@ -16,7 +16,9 @@ __all__ = [
     "PairLoss",
     "Pairs",
     "Prepared",
+    "Referring",
     "Reward",
+    "Weighted",
     "pairs",
     "weighted",
 ]

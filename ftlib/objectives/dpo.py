@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Protocol, final
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from ftlib.batches import LossOutput, PackedBatch
 from ftlib.errors import ConfigError, ShapeError
 from ftlib.losses import dpo, hinge, ipo, robust_dpo
 from ftlib.models import Scored, forward
-from ftlib.models.reference_protocol import Reference
+from ftlib.models.references import Cached, KeptReference, Kind, Reference, make_reference
 from ftlib.objectives.pairs import Pairs, pairs
 from ftlib.objectives.protocol import Needs
 
@@ -84,9 +85,10 @@ class DPO:
       when the policy leaves them. Left out where there is no reference.
 
     Args:
-        reference: an object with ``logprobs(batch)``, as `models.references.make_reference` gives. None
-            takes ``extras["reference_logprobs"]`` of the batch, the reference's logp_c, where the data
-            carry it; otherwise there is no reference, and its log-probabilities count as zero.
+        reference: an object with ``logprobs(batch)``; or what `models.references.make_reference` takes
+            ("auto", "snapshot", a model, ...), which `bound` turns into one: a trainer does that, with the
+            policy's present weights. None: no reference, its log-probabilities count as zero. A batch
+            whose extras hold ``reference_logprobs``, the reference's logp_c, needs none.
         beta: strength of the pull towards the reference, > 0.
         loss: "sigmoid", "ipo", "hinge", "robust", or a function with the signature of `losses.dpo`.
         label_smoothing: assumed share of swapped pairs, in [0, 0.5); for "sigmoid" and "robust".
@@ -96,7 +98,7 @@ class DPO:
         ConfigError: an unknown loss, an option out of range, or one without effect on this loss.
     """
 
-    reference: Reference | None = field(default=None, hash=False)
+    reference: Reference | nn.Module | Kind | None = field(default="auto", hash=False)
     beta: float = 0.1
     loss: str | PairLoss = "sigmoid"
     label_smoothing: float = 0.0
@@ -110,11 +112,11 @@ class DPO:
                 f"objectives.DPO: expected a loss of {list(LOSSES)} or a function with the signature of "
                 f"losses.dpo, got {self.loss!r}."
             )
-        if self.reference is not None and not isinstance(self.reference, Reference):
+        known = (None, *get_args(Kind))
+        if not isinstance(self.reference, Reference | nn.Module) and self.reference not in known:
             raise ConfigError(
-                f"objectives.DPO: expected a reference with logprobs(batch) or None, got "
-                f"{type(self.reference).__name__}. Wrap it with "
-                "ftlib.models.references.make_reference(reference, model)."
+                "objectives.DPO: expected a reference with logprobs(batch), a model, or one of "
+                f"{list(known)}, got {self.reference!r:.80}."
             )
         if self.ipo_reduction not in ("mean", "sum"):
             raise ConfigError(
@@ -146,14 +148,35 @@ class DPO:
         """The number of groups."""
         return {"dpo": pairs(batch).count}
 
+    def bound(self, model: nn.Module, *, cache: bool | str | Path = True) -> DPO:
+        """With the reference that `reference` asks for, made from the weights `model` has now.
+
+        Args:
+            model: the policy.
+            cache: True keeps its log-probabilities in memory, a folder for later runs too; False computes
+                them for every batch. A reference of the caller's own is left as it is.
+        """
+        reference = make_reference(self.reference, model)
+        if reference is not self.reference and isinstance(reference, KeptReference) and cache is not False:
+            reference = Cached(reference, None if cache is True else cache)
+        return replace(self, reference=reference)
+
     def prepare(self, batch: PackedBatch) -> PackedBatch:
         """The batch with the reference's log-probabilities in its extras.
 
         Raises:
-            ShapeError: the reference does not give one log-probability per scored token.
+            ConfigError: the reference is not made yet.
+            ShapeError: it does not give one log-probability per scored token.
         """
         if self.reference is None:
             return batch
+        if not isinstance(self.reference, Reference):
+            if REFERENCE in batch.extras:
+                return batch
+            raise ConfigError(
+                f"objectives.DPO: expected a reference with logprobs(batch), got {self.reference!r:.80}, of "
+                "which it is still to be made. Call objective.bound(model); a trainer does."
+            )
         with torch.no_grad():
             logprobs_N = self.reference.logprobs(batch)
         if logprobs_N.shape != batch.targets_N.shape:
@@ -207,6 +230,16 @@ class DPO:
             tokens_C = torch.where(weight_C > 0, weight_C, tokens_C)  # nothing scored: 0 / 1
         reward_C = self.beta * (policy_C.detach() - reference_C) / tokens_C
         return LogRatios(policy_C, reference_C, tokens_C, reward_C)
+
+    def logps(self, scored: Scored, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """logp_c of every continuation under policy and reference, [C] each, nats per sequence.
+
+        Args:
+            scored: what the policy says of the batch.
+            batch: as `prepare` gave it.
+        """
+        policy_C = _per_continuation(batch.weights_N * scored.logprobs_N, batch)
+        return policy_C, batch.extras.get(REFERENCE, torch.zeros_like(policy_C))
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> LossOutput:
         """`of` the model's log-probabilities, after those of the reference."""

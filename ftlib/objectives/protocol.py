@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ftlib.batches import LossOutput, PackedBatch
 from ftlib.models import Scored
 
-__all__ = ["Needs", "Objective", "OfOneForward", "Prepared"]
+__all__ = ["Needs", "Objective", "OfOneForward", "Prepared", "Referring"]
 
 
 @runtime_checkable
@@ -65,3 +66,16 @@ class Prepared(OfOneForward, Protocol):
 
     def prepare(self, batch: PackedBatch) -> PackedBatch:
         """The batch with what `of` will look for in its extras."""
+
+
+@runtime_checkable
+class Referring(Objective, Protocol):
+    """One that compares the policy with a reference, which is made from the policy's present weights."""
+
+    def bound(self, model: nn.Module, *, cache: bool | str | Path = True) -> Objective:
+        """The same with its reference made: from now on, training the model does not move it.
+
+        Args:
+            model: the policy.
+            cache: keep the reference's log-probabilities in memory, in a folder too, or not at all.
+        """

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from pathlib import Path
 from typing import TypeVar, final
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ftlib.batches import LossOutput, Mean, PackedBatch
 from ftlib.errors import ConfigError
 from ftlib.models import forward
-from ftlib.objectives.protocol import Objective, OfOneForward, Prepared
+from ftlib.objectives.protocol import Objective, OfOneForward, Prepared, Referring
 
 __all__ = ["Weighted", "weighted"]
 
@@ -75,6 +76,14 @@ class Weighted:
                 f"log-probabilities, got both in {[member for member, _ in self.members]}. A model has "
                 "one head: train two models."
             )
+
+    def bound(self, model: nn.Module, *, cache: bool | str | Path = True) -> Weighted:
+        """With the references that members ask for, made from the weights `model` has now."""
+        made = [
+            (member.bound(model, cache=cache) if isinstance(member, Referring) else member, coefficient)
+            for member, coefficient in self.members
+        ]
+        return Weighted(tuple(made))
 
     def counts(self, batch: PackedBatch) -> Mapping[str, Tensor]:
         """The counts of all members."""

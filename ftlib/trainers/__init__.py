@@ -1,7 +1,9 @@
 """Level 3: trainers, loops one can read top to bottom."""
 
 from ftlib.trainers.base import Trainer
+from ftlib.trainers.dpo import DPOTrainer
 from ftlib.trainers.result import TrainResult
+from ftlib.trainers.reward import RewardTrainer
 from ftlib.trainers.sft import SFTTrainer
 
-__all__ = ["SFTTrainer", "TrainResult", "Trainer"]
+__all__ = ["DPOTrainer", "RewardTrainer", "SFTTrainer", "TrainResult", "Trainer"]

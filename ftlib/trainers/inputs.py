@@ -28,7 +28,7 @@ def resolve_model(
     adapter: AnyAdapter | None,
     *,
     task: str,
-    prepare: Callable[[AnyModel], AnyModel],
+    prepare: Callable[[AnyModel, PreTrainedTokenizerBase | None], AnyModel],
 ) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
     """A model to train and its tokenizer, from a loaded model or a name.
 
@@ -44,13 +44,11 @@ def resolve_model(
     if isinstance(model, str | Path):
         made, found = load(model, adapter=adapter, task=task)
         return made, tokenizer or found
-    made = prepare(model)
-    if adapter is not None:
-        made = adapters.attach(made, adapter)
-    home = inner_model(made).name_or_path
+    home = inner_model(model).name_or_path
     if tokenizer is None and home and (Path(home) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(home)
-    return made, tokenizer
+    made = prepare(model, tokenizer)
+    return made if adapter is None else adapters.attach(made, adapter), tokenizer
 
 
 def encode(

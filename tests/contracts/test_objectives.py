@@ -51,7 +51,7 @@ CASES = {
     "sft": Case(SFT),
     "reward": Case(lambda: Reward(center=0.1), scorer),
     "dpo": Case(lambda: DPO(reference())),
-    "dpo without reference": Case(DPO),
+    "dpo without reference": Case(lambda: DPO(None)),
     "conservative dpo": Case(lambda: DPO(reference(), label_smoothing=0.1)),
     "robust": Case(lambda: DPO(reference(), loss="robust", label_smoothing=0.1)),
     "hinge": Case(lambda: DPO(reference(), loss="hinge")),

@@ -14,7 +14,7 @@ from ftlib import losses
 from ftlib.adapters import attach, lora
 from ftlib.errors import ConfigError, ShapeError
 from ftlib.models import Scorer, forward
-from ftlib.models.references import AdapterOff, FrozenCopy, Snapshot, make_reference
+from ftlib.models.references import AdapterOff, Cached, FrozenCopy, Snapshot, make_reference
 from ftlib.objectives import DPO
 from tests.models_zoo import tiny_model
 from tests.objectives.answers import Given, answers, batch_of, pair, says
@@ -49,13 +49,15 @@ def test_completions_are_summed_and_measured_against_the_reference():
 
 def test_without_a_reference_its_log_probabilities_are_zero():
     """h = -3 - (-7) = 4."""
-    assert value(DPO(beta=BETA)) == pytest.approx(log1pexp(-0.4))
+    assert value(DPO(None, beta=BETA)) == pytest.approx(log1pexp(-0.4))
 
 
-def test_loss_weights_scale_the_log_probabilities_of_tokens():
-    """Weights 2 and 1: chosen 2 * -0.5 - 1 = -2, rejected 2 * -3 - 4 = -10; h = 8."""
-    weighted = replace(batch_of(answers(2, 2)), weights_N=torch.tensor([2.0, 1.0, 2.0, 1.0]))
-    assert value(DPO(beta=BETA), says([-0.5, -1.0], [-3.0, -4.0]), weighted) == pytest.approx(log1pexp(-0.8))
+def test_loss_weights_scale_the_log_probabilities_of_tokens_on_both_sides():
+    """Weights 2 and 1: policy -2 and -10, reference -4 and -5; h = 2 - (-5) = 7."""
+    batch = replace(batch_of(answers(2, 2)), weights_N=torch.tensor([2.0, 1.0, 2.0, 1.0]))
+    reference = Given(torch.tensor([-1.0, -2.0, -2.0, -1.0]))
+    scored = says([-0.5, -1.0], [-3.0, -4.0])
+    assert value(DPO(reference, beta=BETA), scored, batch) == pytest.approx(log1pexp(-0.7))
 
 
 def test_ipo_takes_means_per_token():
@@ -101,7 +103,7 @@ def test_a_ranking_costs_the_mean_of_its_pairs():
     """Log-probabilities -1, -2, -4 in the order 2, 1, 3: leads of -1 (second over first), 3 and 2."""
     scored, batch = says([-1.0], [-2.0], [-4.0]), batch_of(answers(1, 1, 1, rank=[2, 1, 3]))
     expected = sum(log1pexp(-lead) for lead in (-1, 3, 2)) / 3
-    assert value(DPO(beta=1.0), scored, batch) == pytest.approx(expected)
+    assert value(DPO(None, beta=1.0), scored, batch) == pytest.approx(expected)
 
 
 # -- metrics ---------------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ def test_a_policy_equal_to_its_reference_is_a_tie_at_log_2():
 
 
 def test_there_is_no_kl_without_a_reference():
-    assert "kl" not in DPO().of(says(*POLICY), batch_of(pair())).metrics
+    assert "kl" not in DPO(None).of(says(*POLICY), batch_of(pair())).metrics
 
 
 def test_only_the_loss_carries_gradient():
@@ -173,7 +175,7 @@ def test_a_completion_that_no_token_of_counts_for_is_finite():
     batch = batch_of(pair())
     batch = replace(batch, weights_N=torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
     scored = says(*POLICY)
-    loss = DPO(beta=BETA, loss="ipo").of(scored, batch).terms["dpo"].value
+    loss = DPO(None, beta=BETA, loss="ipo").of(scored, batch).terms["dpo"].value
     loss.backward()
     assert loss.item() == pytest.approx((-1 - 5) ** 2)
     assert bool(scored.logprobs_N.grad.isfinite().all())
@@ -181,9 +183,9 @@ def test_a_completion_that_no_token_of_counts_for_is_finite():
 
 def test_pairs_without_loss_weights_add_nothing():
     batch = batch_of(pair())
-    output = DPO().of(says(*POLICY), replace(batch, weights_N=torch.zeros(5)))
+    output = DPO(None).of(says(*POLICY), replace(batch, weights_N=torch.zeros(5)))
     assert output.terms["dpo"].sum == output.terms["dpo"].count == 0
-    assert DPO().counts(replace(batch, weights_N=torch.zeros(5)))["dpo"] == 0
+    assert DPO(None).counts(replace(batch, weights_N=torch.zeros(5)))["dpo"] == 0
 
 
 # -- the reference ---------------------------------------------------------------------------------
@@ -200,8 +202,8 @@ def test_a_prepared_batch_does_not_ask_the_reference_again():
 def test_log_probabilities_of_the_reference_may_come_with_the_data():
     """Sums per continuation: -4 and -5, as above."""
     batch = batch_of(pair(reference_logprobs=[-4.0, -5.0]))
-    assert value(DPO(beta=BETA), batch=batch) == pytest.approx(log1pexp(-0.3))
-    assert shown(DPO(beta=BETA), says(*POLICY), batch)["kl"] == pytest.approx(-0.5)
+    assert value(DPO(None, beta=BETA), batch=batch) == pytest.approx(log1pexp(-0.3))
+    assert shown(DPO(None, beta=BETA), says(*POLICY), batch)["kl"] == pytest.approx(-0.5)
 
 
 def test_a_reference_given_outranks_the_data():
@@ -253,7 +255,7 @@ def test_a_reference_of_another_shape_is_refused():
         ({"label_smoothing": 0.1, "loss": losses.ipo}, "ipo: expected label_smoothing=0"),
         ({"ipo_reduction": "sum"}, "ipo_reduction has no effect on loss='sigmoid'"),
         ({"ipo_reduction": "token", "loss": "ipo"}, "ipo_reduction"),
-        ({"reference": "auto"}, "reference with logprobs.*got str.*make_reference"),
+        ({"reference": "autp"}, "one of .*'auto'.*got 'autp'"),
         ({"beta": -1.0, "loss": partial(losses.dpo)}, "beta > 0"),
     ],
 )
@@ -268,7 +270,7 @@ def test_an_unknown_reduction_of_a_loss_is_refused_at_construction():
 
     loss.reduction = "median"
     with pytest.raises(ConfigError, match="median"):
-        DPO(loss=loss)
+        DPO(None, loss=loss)
 
 
 def test_a_loss_that_reduces_is_refused():
@@ -276,7 +278,7 @@ def test_a_loss_that_reduces_is_refused():
         return losses.dpo(*sides, beta=beta).mean()
 
     with pytest.raises(ShapeError, match=r"one loss per pair \[1\].*got \(\)\. Do not reduce"):
-        value(DPO(loss=reduced))
+        value(DPO(None, loss=reduced))
 
 
 def test_an_objective_is_a_value_whatever_its_reference():
@@ -326,3 +328,29 @@ def test_one_step_down_the_gradient_raises_the_margin():
             if weight.grad is not None:
                 weight -= 0.01 * weight.grad
     assert objective(model, batch).metrics["margin"].value > before.metrics["margin"].value
+
+
+# -- a reference that is still to be made ----------------------------------------------------------
+
+
+def test_a_reference_by_name_is_made_of_the_weights_the_model_has_when_bound():
+    model, batch = tiny_model("llama"), batch_of(pair(), answers(5, 4))
+    bound = DPO(beta=BETA).bound(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    assert bound(model, batch).metrics["kl"].value.abs() > 1e-3
+    assert_close(DPO(beta=BETA).bound(model)(model, batch).metrics["kl"].value, torch.tensor(0.0))
+
+
+def test_unbound_it_is_refused_rather_than_left_out():
+    with pytest.raises(ConfigError, match=r"Call objective\.bound\(model\)"):
+        value(DPO(beta=BETA))
+
+
+def test_a_reference_is_cached_unless_it_is_the_callers_own():
+    model, own = tiny_model("llama"), Given(REFERENCE)
+    assert isinstance(DPO().bound(model).reference, Cached)
+    assert isinstance(DPO().bound(model, cache=False).reference, Snapshot)
+    assert DPO(own).bound(model).reference is own
+    assert DPO(None).bound(model).reference is None

@@ -80,7 +80,7 @@ def test_dpo_with_a_share_of_sft_is_their_weighted_sum(reference):
 
 
 def test_each_term_keeps_its_own_denominator():
-    objective = weighted({DPO(): 1.0, SFT(): SHARE})
+    objective = weighted({DPO(None): 1.0, SFT(): SHARE})
     counts = objective.counts(batch())
     assert {name: count.item() for name, count in counts.items()} == {
         "weighted_dpo": 3.0,  # groups
@@ -93,7 +93,7 @@ def test_each_term_keeps_its_own_denominator():
 
 def test_terms_hold_the_coefficient_and_metrics_the_plain_means():
     model = tiny_model("llama")
-    output = weighted({DPO(): 2.0, SFT(): SHARE})(model, batch())
+    output = weighted({DPO(None): 2.0, SFT(): SHARE})(model, batch())
     nll = SFT()(model, batch()).terms["nll"].value
     assert_close(output.metrics["nll"].value, nll.detach())
     assert_close(output.terms["weighted_nll"].value, SHARE * nll)
@@ -105,7 +105,7 @@ def test_one_forward_serves_all_members():
     model = Scorer(tiny_model("llama"))
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    weighted({DPO(): 1.0, DPO(loss="ipo"): 1.0, SFT(): SHARE})(model, batch())
+    weighted({DPO(None): 1.0, DPO(None, loss="ipo"): 1.0, SFT(): SHARE})(model, batch())
     assert len(calls) == 1
 
 
@@ -152,12 +152,12 @@ def test_the_shared_forward_gives_what_any_member_needs():
 
 def test_sums_of_sums_are_flat_in_value():
     model = tiny_model("llama")
-    inner = weighted({DPO(): 1.0, SFT(): 2.0})
+    inner = weighted({DPO(None): 1.0, SFT(): 2.0})
     outer = weighted({inner: 0.5, SFT(): 1.0})
     assert_close(
         outer(model, batch()).loss(outer.counts(batch())),
-        weighted({DPO(): 0.5, SFT(): 2.0})(model, batch()).loss(
-            weighted({DPO(): 0.5, SFT(): 2.0}).counts(batch())
+        weighted({DPO(None): 0.5, SFT(): 2.0})(model, batch()).loss(
+            weighted({DPO(None): 0.5, SFT(): 2.0}).counts(batch())
         ),
     )
 
@@ -165,7 +165,7 @@ def test_sums_of_sums_are_flat_in_value():
 def test_a_coefficient_of_zero_changes_no_gradient():
     model = tiny_model("llama")
     _, alone = losses_and_gradients(SFT(), model, batch())
-    _, both = losses_and_gradients(weighted({SFT(): 1.0, DPO(): 0.0}), model, batch())
+    _, both = losses_and_gradients(weighted({SFT(): 1.0, DPO(None): 0.0}), model, batch())
     for name, grad in alone.items():
         assert_close(both[name], grad, rtol=1e-6, atol=0)
 

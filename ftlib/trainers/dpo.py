@@ -1,0 +1,189 @@
+"""Direct preference optimisation. The loss is `objectives.DPO`, the formulas are in `losses.preference`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, final
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from ftlib.adapters.attach import AnyModel
+from ftlib.data.collate import collate
+from ftlib.data.encode import Encoder
+from ftlib.data.sampler import pack
+from ftlib.engine.config import TrainConfig
+from ftlib.errors import ConfigError
+from ftlib.models import forward
+from ftlib.models.references import Kind, Reference
+from ftlib.objectives import DPO, Objective, Weighted
+from ftlib.objectives.dpo import PairLoss
+from ftlib.objectives.protocol import Referring
+from ftlib.trainers.base import Trainer
+from ftlib.trainers.inputs import AnyAdapter
+from ftlib.trainers.options import refuse_without_effect
+from ftlib.trainers.result import TrainResult
+from ftlib.trainers.snapshot import Stateful
+from ftlib.trainers.trained import Examples
+
+__all__ = ["DPOTrainer"]
+
+LOOKED_AT = 4  # examples on which policy and reference are compared before the first step
+START_TOLERANCE = 1e-5  # of their log-probabilities' size, at least in nats
+
+
+@final
+class DPOTrainer(Trainer):
+    """Moves the policy towards the better of two answers, as far from a reference as `beta` lets it.
+
+    Takes preference records (``chosen`` and ``rejected``, or ranked ``answers``). The reference is the
+    policy as it is when the trainer is made, unless another is given; its log-probabilities are computed
+    once per example and kept.
+
+    Args:
+        model: see `Trainer`.
+        train_dataset: see `Trainer`.
+        eval_dataset: see `Trainer`.
+        tokenizer: see `Trainer`.
+        adapter: see `Trainer`.
+        config: see `Trainer`.
+        callbacks: see `Trainer`.
+        objective: see `Trainer`.
+        encoder: see `Trainer`.
+        beta: strength of the pull towards the reference, > 0.
+        loss: "sigmoid", "ipo", "hinge", "robust", or a function with the signature of `losses.dpo`.
+        label_smoothing: assumed share of swapped pairs, in [0, 0.5); for "sigmoid" (then cDPO) and "robust".
+        ipo_reduction: "sum" gives IPO the sums of the other losses, as it was published.
+        reference: "auto" takes the base under a fresh adapter, and a copy of the present weights otherwise.
+            Or "adapter_off", "snapshot", "copy", a model, an object with ``logprobs(batch)``; None trains
+            without one.
+        reference_cache: True keeps the reference's log-probabilities in memory; a folder keeps them for
+            later runs too; False computes them in every step.
+        allow_initial_kl: train although policy and reference differ at the start.
+
+    Raises:
+        ConfigError: an option out of range, or one without effect.
+
+    Example:
+        >>> trainer = DPOTrainer(model, pairs, tokenizer=tokenizer, beta=0.1)  # doctest: +SKIP
+        >>> trainer.train().history[0]["loss"]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: AnyModel | str | Path,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter: AnyAdapter | None = None,
+        config: TrainConfig | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        objective: Objective | None = None,
+        encoder: Encoder | None = None,
+        beta: float = 0.1,
+        loss: str | PairLoss = "sigmoid",
+        label_smoothing: float = 0.0,
+        ipo_reduction: Literal["mean", "sum"] = "mean",
+        reference: Kind | nn.Module | Reference | None = "auto",
+        reference_cache: bool | str | Path = True,
+        allow_initial_kl: bool = False,
+    ) -> None:
+        refuse_without_effect(
+            objective,
+            {
+                "beta": (beta, 0.1),
+                "loss": (loss, "sigmoid"),
+                "label_smoothing": (label_smoothing, 0.0),
+                "ipo_reduction": (ipo_reduction, "mean"),
+                "reference": (reference, "auto"),
+            },
+        )
+        self._own = DPO(reference, beta, loss, label_smoothing, ipo_reduction)
+        self._cache = reference_cache
+        self._allow_initial_kl = allow_initial_kl
+        super().__init__(
+            model,
+            train_dataset,
+            eval_dataset,
+            tokenizer=tokenizer,
+            adapter=adapter,
+            config=config,
+            callbacks=callbacks,
+            objective=objective,
+            encoder=encoder,
+        )
+
+    def default_objective(self) -> Objective:
+        """`objectives.DPO`."""
+        return self._own
+
+    def prepare_objective(self, objective: Objective) -> Objective:
+        """With its reference made of the weights the policy has now."""
+        return (
+            objective.bound(self.model, cache=self._cache) if isinstance(objective, Referring) else objective
+        )
+
+    def stateful_parts(self) -> Mapping[str, Stateful]:
+        """The reference, beside the usual: it is a snapshot of weights that have moved since."""
+        dpo = _dpo_in(self.engine.objective)
+        kept = {"reference": dpo.reference} if dpo is not None and isinstance(dpo.reference, Stateful) else {}
+        return {**super().stateful_parts(), **kept}
+
+    def train(
+        self, resume: bool | str | Path | None = None, *, allow_changes: Sequence[str] = ()
+    ) -> TrainResult:
+        """See `Trainer.train`.
+
+        Raises:
+            ConfigError: policy and reference differ before the first step.
+        """
+        if not resume and self.boundary.counters.step == 0 and not self._allow_initial_kl:
+            self._require_equal_start()
+        return super().train(resume, allow_changes=allow_changes)
+
+    def predictions(self, data: Examples) -> list[dict[str, Any]]:
+        """Of each answer, in order: ``logps`` in nats, and ``rewards``, beta times its log-ratio."""
+        dpo = _dpo_in(self.engine.objective)
+        if dpo is None:
+            return super().predictions(data)
+        rows: list[dict[str, Any]] = [{} for _ in data]
+        for members in pack([int(row["length"]) for row in data], self.engine.max_tokens):
+            batch = collate([data[index] for index in members]).to(self.engine.device)
+            policy_C, reference_C = dpo.logps(forward(self.model, batch), dpo.prepare(batch))
+            logps, rewards = iter(policy_C.tolist()), iter((dpo.beta * (policy_C - reference_C)).tolist())
+            for index in members:
+                answers = range(len(data[index]["continuation_ids"]))
+                rows[index] = {
+                    "logps": [next(logps) for _ in answers],
+                    "rewards": [next(rewards) for _ in answers],
+                }
+        return rows
+
+    def _require_equal_start(self) -> None:
+        """Policy and reference must agree on the first examples, as many as a micro-batch holds."""
+        dpo = _dpo_in(self.engine.objective)
+        if dpo is None or dpo.reference is None:
+            return
+        first = [self.train_data[index] for index in range(min(LOOKED_AT, len(self.train_data)))]
+        answers = [
+            (reward / dpo.beta, logp)
+            for row in self.predict(first)
+            for reward, logp in zip(row["rewards"], row["logps"], strict=True)
+        ]
+        worst, logp = max(answers, key=lambda answer: abs(answer[0]))
+        if not abs(worst) <= START_TOLERANCE * max(1.0, abs(logp)):
+            raise ConfigError(
+                f"DPOTrainer: expected a policy that starts at its reference, got a log-ratio of {worst:.2g} "
+                f"nats on an answer of {logp:.4g}. Make the trainer after the last change of the weights, or "
+                "set allow_initial_kl=True."
+            )
+
+
+def _dpo_in(objective: Objective) -> DPO | None:
+    """The DPO objective that an objective is, or holds."""
+    if isinstance(objective, DPO):
+        return objective
+    members = [member for member, _ in objective.members] if isinstance(objective, Weighted) else []
+    return next((found for found in map(_dpo_in, members) if found is not None), None)

@@ -1,0 +1,138 @@
+"""Reward modelling. The loss is `objectives.Reward`, the formula `losses.bradley_terry`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, cast, final
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from ftlib.adapters.attach import AnyModel
+from ftlib.data.collate import collate
+from ftlib.data.encode import Encoder
+from ftlib.data.sampler import pack
+from ftlib.engine.config import TrainConfig
+from ftlib.evaluation.pairs import ScoredAnswers, as_answers, pair_metrics
+from ftlib.models import forward
+from ftlib.models.heads import as_reward_model
+from ftlib.objectives import Objective, Reward
+from ftlib.trainers.base import Trainer
+from ftlib.trainers.inputs import AnyAdapter
+from ftlib.trainers.options import refuse_without_effect
+from ftlib.trainers.trained import Examples
+
+__all__ = ["RewardTrainer"]
+
+
+@final
+class RewardTrainer(Trainer):
+    """Trains a score to be higher for the better of two answers.
+
+    Takes preference records (``chosen`` and ``rejected``, or ranked ``answers``). A language model is made
+    into a reward model that shares its body: a score head of one output, always trained and always saved,
+    whatever the adapter. What is saved loads in plain transformers as
+    `AutoModelForSequenceClassification`, with equal scores.
+
+    Args:
+        model: see `Trainer`; a language model, or a reward model to train further.
+        train_dataset: see `Trainer`.
+        eval_dataset: see `Trainer`.
+        tokenizer: see `Trainer`.
+        adapter: see `Trainer`.
+        config: see `Trainer`.
+        callbacks: see `Trainer`.
+        objective: see `Trainer`.
+        encoder: see `Trainer`.
+        center: weight of ``(chosen + rejected) ** 2``, which keeps scores around zero; >= 0.
+
+    Example:
+        >>> trainer = RewardTrainer(model, pairs, tokenizer=tokenizer)  # doctest: +SKIP
+        >>> trainer.train(), trainer.evaluate()["eval_accuracy"]  # doctest: +SKIP
+    """
+
+    task: ClassVar[str] = "reward"
+    no_generation: ClassVar[str | None] = (
+        "expected a trainer whose model writes text, got a reward model, which scores it. Use score()."
+    )
+
+    def __init__(
+        self,
+        model: AnyModel | str | Path,
+        train_dataset: Any,
+        eval_dataset: Any = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter: AnyAdapter | None = None,
+        config: TrainConfig | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        objective: Objective | None = None,
+        encoder: Encoder | None = None,
+        center: float = 0.0,
+    ) -> None:
+        refuse_without_effect(objective, {"center": (center, 0.0)})
+        self._center = center
+        super().__init__(
+            model,
+            train_dataset,
+            eval_dataset,
+            tokenizer=tokenizer,
+            adapter=adapter,
+            config=config,
+            callbacks=callbacks,
+            objective=objective,
+            encoder=encoder,
+        )
+
+    def prepare_model(self, model: AnyModel, tokenizer: PreTrainedTokenizerBase | None) -> AnyModel:
+        """A language model as a reward model."""
+        return as_reward_model(model, tokenizer)
+
+    def default_objective(self) -> Objective:
+        """`objectives.Reward`."""
+        return Reward(center=self._center)
+
+    def evaluate(self, dataset: Any = None) -> dict[str, float]:
+        """Loss, and `evaluation.pair_metrics`: accuracy, margin, calibration, rewards, length bias.
+
+        With data of several files, the metrics of each are under its name too.
+        """
+        metrics = super().evaluate(dataset)
+        more = pair_metrics(self.answers(dataset))
+        return metrics | {f"eval_{name}": value for name, value in more.items()}
+
+    def answers(self, dataset: Any = None) -> list[ScoredAnswers]:
+        """Scores, lengths and ranks of the answers of each example; what `plots.roc` draws.
+
+        Args:
+            dataset: as for `evaluate`.
+        """
+        data = self._to_evaluate(dataset)
+        scored = self.predict(data)
+        return [as_answers(data[index], row["scores"]) for index, row in enumerate(scored)]
+
+    def predictions(self, data: Examples) -> list[dict[str, Any]]:
+        """The score of each answer, in the order of the example."""
+        rows: list[dict[str, Any]] = [{} for _ in data]
+        for members in pack([int(row["length"]) for row in data], self.engine.max_tokens):
+            batch = collate([data[index] for index in members]).to(self.engine.device)
+            scores_CK = cast(Tensor, forward(self.model, batch, scores=True).scores_CK)
+            flat = iter(scores_CK[:, 0].tolist())
+            for index in members:
+                rows[index] = {"scores": [next(flat) for _ in data[index]["continuation_ids"]]}
+        return rows
+
+    def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+        """The reward of each completion of its prompt.
+
+        Args:
+            prompts: strings or message lists, as in the data.
+            completions: likewise, one per prompt.
+        """
+        encoder = self.default_encoder(self._needed_tokenizer())
+        records = [
+            {"prompt": prompt, "completion": completion}
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return [row["scores"][0] for row in self.predict(encoder(records))]
