@@ -30,7 +30,7 @@ HELD_OUT_SHARE = 0.1
 TEXTS = ("prompt", "chosen", "rejected")
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
-Pair = Mapping[str, Any]  # the columns TEXTS and IDS
+Pair = Mapping[str, Any]  # the columns TEXTS and IDS, and perhaps those of encoded data
 Takes = Callable[[PreTrainedTokenizerBase, Pair], bool]
 
 
@@ -48,15 +48,18 @@ def prepare_pairs(job: Prepare, label: Callable[[Pair], Example], takes: Takes |
     for records, count in zip(_records(job.data), (job.steps * job.batch_size, job.held_out), strict=True):
         # twice the pairs that are needed: some may be left out
         some = records.shuffle(seed=job.seed).select(range(min(2 * count, len(records))))
-        pairs = _tokenised(some, tokenizer)
+        pairs = _encoded(some, tokenizer)
         short = [pair for pair in pairs if _longest_row(pair) <= limit]
         same = [pair for pair in short if takes is None or takes(tokenizer, pair)]
         left_out, differing = left_out + len(pairs) - len(short), differing + len(short) - len(same)
         kept.append(same[:count])
     train, held_out = kept
-    Dataset.from_list([_encoded(pair) for pair in train]).save_to_disk(folder / "encoded")
-    Dataset.from_list(list(map(dict, train))).save_to_disk(folder / "pairs")
-    Dataset.from_list(list(map(dict, held_out))).save_to_disk(folder / "held-out")
+    names = (*TEXTS, *IDS)
+    Dataset.from_list([_without(pair, names) for pair in train]).save_to_disk(folder / "encoded")
+    Dataset.from_list([{name: pair[name] for name in names} for pair in train]).save_to_disk(folder / "pairs")
+    Dataset.from_list([{name: pair[name] for name in IDS} for pair in held_out]).save_to_disk(
+        folder / "held-out"
+    )
     return Rows(
         examples=list(map(label, train)),
         lengths=[tuple(len(pair[name]) for name in IDS) for pair in train],
@@ -103,38 +106,25 @@ def _strings(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     return Dataset.from_list(made)
 
 
-def _tokenised(records: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
-    """Beside the text of each pair, the ids that ftlib's encoder gives it."""
+def _encoded(records: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    """Text, ids, and all columns that ftlib's encoder gives each pair.
+
+    Raises:
+        ValueError: an answer of which not every token counts the same.
+    """
     import ftlib as ft
 
-    encoded = [
-        ft.Encoder(tokenizer)(
-            ft.load_records([{"prompt": row["prompt"], "completion": row[name]} for row in records])
-        )
-        for name in TEXTS[1:]
-    ]
-    return [
-        {
-            **row,
-            "prompt_ids": one["prefix_ids"],
-            "chosen_ids": one["continuation_ids"][0],
-            "rejected_ids": other["continuation_ids"][0],
-        }
-        for row, one, other in zip(records, *encoded, strict=True)
-    ]
+    pairs = []
+    for row, encoded in zip(records, ft.Encoder(tokenizer)(ft.load_records(records)), strict=True):
+        if any(weight != 1.0 for weights in encoded["continuation_weights"] for weight in weights):
+            raise ValueError(f"expected loss weights of 1 in both answers to {row['prompt']!r:.80}.")
+        parts = (encoded["prefix_ids"], *encoded["continuation_ids"])
+        pairs.append({**row, **encoded, **dict(zip(IDS, parts, strict=True))})
+    return pairs
 
 
-def _encoded(pair: Pair) -> dict[str, Any]:
-    """The pair as encoded data: the better continuation first, every token of both counted."""
-    prompt, *answers = (pair[name] for name in IDS)
-    return {
-        "prefix_ids": prompt,
-        "prefix_weights": [0.0] * len(prompt),
-        "continuation_ids": answers,
-        "continuation_weights": [[1.0] * len(ids) for ids in answers],
-        "length": len(prompt) + sum(map(len, answers)),
-        "source": pair["prompt"].strip(),
-    }
+def _without(pair: Pair, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in pair.items() if name not in names}
 
 
 def _longest_row(pair: Pair) -> int:
