@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlib.engine.config import TrainConfig
 from ftlib.export import CardData
-from ftlib.trainers.identity import data_fingerprint
+from ftlib.trainers.fingerprint import data_fingerprint, streams
 
 __all__ = ["card_data"]
 
@@ -28,7 +28,6 @@ def card_data(
     samples: bool = True,
 ) -> CardData:
     """Data, settings and the last figures of a run; base and adapter are read from the model itself."""
-    trained = sum(weight > 0 for example in data for weight in _weights(example))
     shown = [data[index] for index in range(min(SAMPLES, len(data)))] if samples and tokenizer else []
     template = getattr(tokenizer, "chat_template", None)
     return CardData(
@@ -38,7 +37,7 @@ def card_data(
         data_fingerprint=data_fingerprint(data)[:16],
         samples=tuple(str(tokenizer.decode(_ids(example))) for example in shown if tokenizer is not None),
         show_samples=samples,
-        trained_share=trained / max(1, sum(int(example["length"]) for example in data)),
+        trained_share=_trained_share(data),
         template_hash=hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) else None,
         hyperparameters={**config.identity(), "learning_rate": learning_rate},
         metrics=_last_figures(history),
@@ -52,12 +51,14 @@ def _last_figures(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return figures
 
 
+def _trained_share(data: Sequence[Mapping[str, Any]]) -> float:
+    trained = tokens = 0
+    for some in streams(data):
+        for name in ("prefix_weights", "continuation_weights"):
+            weights = some[name][-1]
+            trained, tokens = trained + int((weights > 0).sum()), tokens + len(weights)
+    return trained / max(1, tokens)
+
+
 def _ids(example: Mapping[str, Any]) -> list[int]:
     return [*example["prefix_ids"], *(token for ids in example["continuation_ids"] for token in ids)]
-
-
-def _weights(example: Mapping[str, Any]) -> list[float]:
-    return [
-        *example["prefix_weights"],
-        *(weight for part in example["continuation_weights"] for weight in part),
-    ]

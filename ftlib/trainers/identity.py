@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -16,10 +14,11 @@ from transformers import PreTrainedModel
 from ftlib.adapters.attach import AnyModel
 from ftlib.engine.engine import Engine
 from ftlib.engine.manifest import versions
-from ftlib.models.fingerprints import PROVENANCE, hash_tensors
+from ftlib.models.fingerprints import config_settings, hash_tensors
+from ftlib.trainers.fingerprint import data_fingerprint
 from ftlib.trainers.snapshot import Stateful
 
-__all__ = ["adapter_settings", "data_fingerprint", "identity", "machine", "plain", "weights_fingerprint"]
+__all__ = ["adapter_settings", "identity", "machine", "plain", "weights_fingerprint"]
 
 
 def identity(engine: Engine, model: AnyModel, data: Dataset | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -40,19 +39,6 @@ def identity(engine: Engine, model: AnyModel, data: Dataset | Sequence[Mapping[s
     }
 
 
-def data_fingerprint(data: Dataset | Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 over ids and weights in order."""
-    digest = hashlib.sha256()
-    for example in data:
-        parts = [example["prefix_ids"], *example["continuation_ids"]]
-        weights = [example["prefix_weights"], *example["continuation_weights"]]
-        digest.update(np.asarray([len(part) for part in parts], dtype=np.int64).tobytes())
-        for part, weight in zip(parts, weights, strict=True):
-            digest.update(np.asarray(part, dtype=np.int64).tobytes())
-            digest.update(np.asarray(weight, dtype=np.float32).tobytes())
-    return digest.hexdigest()
-
-
 def weights_fingerprint(model: torch.nn.Module) -> str:
     """SHA-256 over the frozen weights, by name."""
     frozen = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
@@ -63,8 +49,8 @@ def adapter_settings(model: AnyModel) -> dict[str, Any] | None:
     """The active adapter's configuration as plain values; None for a model without one."""
     if isinstance(model, PreTrainedModel):
         return None
-    settings = model.active_peft_config.to_dict()
-    return {name: plain(value) for name, value in settings.items() if name not in PROVENANCE}
+    settings: dict[str, Any] = plain(config_settings(model.active_peft_config))
+    return settings
 
 
 def plain(value: Any) -> Any:
