@@ -37,6 +37,7 @@ class Group:
         continuation_ids: one int64 [L] per continuation, L >= 1.
         continuation_weights: one float32 [L] per continuation, finite and >= 0.
         extras: name -> one float per continuation (margin, label, reference log-probability, ...).
+        token_extras: name -> one float32 [L] per continuation (advantages, old log-probabilities, ...).
 
     Raises:
         ShapeError: lengths that do not match, no continuation, an empty continuation, or weights on
@@ -48,6 +49,7 @@ class Group:
     continuation_ids: tuple[Tensor, ...]
     continuation_weights: tuple[Tensor, ...]
     extras: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    token_extras: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         pairs = [(self.prefix_ids, self.prefix_weights)]
@@ -58,6 +60,12 @@ class Group:
                 "vectors."
             )
         pairs += zip(self.continuation_ids, self.continuation_weights, strict=True)
+        for name, vectors in self.token_extras.items():
+            if [vector.shape for vector in vectors] != [ids.shape for ids in self.continuation_ids]:
+                raise ShapeError(
+                    f"Group: expected token_extras {name!r} with one number per continuation token, "
+                    f"{[len(ids) for ids in self.continuation_ids]}, got {[tuple(x.shape) for x in vectors]}."
+                )
         for ids, weights in pairs:
             if ids.ndim != 1 or ids.shape != weights.shape:
                 raise ShapeError(
@@ -112,6 +120,7 @@ class PackedBatch:
         weights_N: loss weight of that token, float32 [N], >= 0.
         owner_N: which continuation the token belongs to, int64 [N], counted over the batch.
         extras: name -> float tensor [C], one value per continuation.
+        token_extras: name -> float tensor [N], one value per scored row; zero in a scored prefix.
     """
 
     ids_T: Tensor
@@ -122,6 +131,7 @@ class PackedBatch:
     weights_N: Tensor
     owner_N: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    token_extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def continuations(self) -> int:
@@ -139,8 +149,11 @@ class PackedBatch:
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("ids_T", "positions_T", "rows_N", "targets_N", "weights_N", "owner_N")
         }
-        extras = {name: value.to(device, non_blocking=True) for name, value in self.extras.items()}
-        return replace(self, **move, extras=extras)
+        extras, token_extras = (
+            {name: value.to(device, non_blocking=True) for name, value in values.items()}
+            for values in (self.extras, self.token_extras)
+        )
+        return replace(self, **move, extras=extras, token_extras=token_extras)
 
 
 @final

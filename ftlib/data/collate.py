@@ -22,7 +22,8 @@ _UNPREDICTED = -1  # no token stands before this one in its own sequence
 
 
 def group(row: Mapping[str, Any]) -> Group:
-    """One encoded row as a `Group`. Columns that hold one number per continuation become extras.
+    """One encoded row as a `Group`. Columns with one number, or one list of numbers, per continuation become
+    extras, or extras of its tokens.
 
     Raises:
         ShapeError: the row lacks a column of encoded data, or an extra has another length.
@@ -33,7 +34,7 @@ def group(row: Mapping[str, Any]) -> Group:
             f"collate: expected encoded rows, missing {missing} in {sorted(row)}. Encode them first."
         )
     continuations = row["continuation_ids"]
-    extras = {}
+    extras, token_extras = {}, {}
     for name, value in row.items():
         if name in _FIELDS or not isinstance(value, (list, tuple, Tensor)):
             continue
@@ -41,7 +42,10 @@ def group(row: Mapping[str, Any]) -> Group:
             raise ShapeError(
                 f"collate: expected one {name} per continuation ({len(continuations)}), got {len(value)}."
             )
-        extras[name] = tuple(float(number) for number in value)
+        if isinstance(value[0], (list, Tensor)) and not (isinstance(value[0], Tensor) and value[0].ndim == 0):
+            token_extras[name] = tuple(torch.as_tensor(vector, dtype=torch.float32) for vector in value)
+        else:
+            extras[name] = tuple(float(number) for number in value)
     return Group(
         prefix_ids=torch.as_tensor(row["prefix_ids"], dtype=torch.int64),
         prefix_weights=torch.as_tensor(row["prefix_weights"], dtype=torch.float32),
@@ -50,6 +54,7 @@ def group(row: Mapping[str, Any]) -> Group:
             torch.as_tensor(weights, dtype=torch.float32) for weights in row["continuation_weights"]
         ),
         extras=extras,
+        token_extras=token_extras,
     )
 
 
@@ -74,12 +79,14 @@ def collate(examples: Sequence[Mapping[str, Any] | Group], *, score_all: bool = 
     groups = [example if isinstance(example, Group) else group(example) for example in examples]
     if not groups:
         raise ShapeError("collate: expected at least one example, got none.")
-    names = sorted(groups[0].extras)
-    for other in groups:
-        if sorted(other.extras) != names:
-            raise ShapeError(
-                f"collate: expected the extras {names} in every example, got {sorted(other.extras)}."
-            )
+    for kind in ("extras", "token_extras"):
+        names = sorted(getattr(groups[0], kind))
+        for other in groups:
+            if sorted(getattr(other, kind)) != names:
+                raise ShapeError(
+                    f"collate: expected the {kind} {names} in every example, got "
+                    f"{sorted(getattr(other, kind))}."
+                )
 
     ids, positions, scored = [], [], []
     spans: list[Span] = []
@@ -95,10 +102,22 @@ def collate(examples: Sequence[Mapping[str, Any] | Group], *, score_all: bool = 
     rows_N, targets_N, weights_N, owner_N = (torch.cat(column) for column in zip(*scored, strict=True))
     extras = {
         name: torch.tensor([value for member in groups for value in member.extras[name]], dtype=torch.float32)
-        for name in names
+        for name in groups[0].extras
+    }
+    token_extras = {
+        name: torch.cat([_scored_extra(member, name, score_all=score_all) for member in groups])
+        for name in groups[0].token_extras
     }
     return PackedBatch(
-        torch.cat(ids), torch.cat(positions), tuple(spans), rows_N, targets_N, weights_N, owner_N, extras
+        torch.cat(ids),
+        torch.cat(positions),
+        tuple(spans),
+        rows_N,
+        targets_N,
+        weights_N,
+        owner_N,
+        extras,
+        token_extras,
     )
 
 
@@ -107,21 +126,39 @@ def _scored(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(rows, targets, weights, owner) of the scored tokens, for the prefix and each continuation."""
     prefix = len(member.prefix_ids)
-    # The prefix carries weight only in groups of one continuation, whose loss it then joins.
-    parts = [(member.prefix_ids, member.prefix_weights, start, _UNPREDICTED, owner, False)]
+    before = start + prefix - 1 if prefix else _UNPREDICTED
+    parts = [(member.prefix_ids, member.prefix_weights, start, _UNPREDICTED, owner)]
     offset = start + prefix
-    before = offset - 1 if prefix else _UNPREDICTED
-    for number, tokens in enumerate(member.continuation_ids):
-        weights = member.continuation_weights[number]
-        parts.append((tokens, weights, offset, before, owner + number, score_all))
-        offset += len(tokens)
+    for number, tokens_L in enumerate(member.continuation_ids):
+        parts.append((tokens_L, member.continuation_weights[number], offset, before, owner + number))
+        offset += len(tokens_L)
     scored = []
-    for tokens_L, weights_L, begin, before, whose, every in parts:
+    for (tokens_L, weights_L, begin, predicts, whose), keep_L in zip(
+        parts, _kept(member, score_all=score_all), strict=True
+    ):
         rows_L = torch.arange(begin - 1, begin - 1 + len(tokens_L))
-        rows_L[:1] = before
-        keep_L = rows_L != _UNPREDICTED
-        if not every:
-            keep_L &= weights_L > 0
+        rows_L[:1] = predicts
         rows_N = rows_L[keep_L]
         scored.append((rows_N, tokens_L[keep_L], weights_L[keep_L], torch.full_like(rows_N, whose)))
     return scored
+
+
+def _kept(member: Group, *, score_all: bool) -> list[Tensor]:
+    """Which tokens are scored, bool [L]: of the prefix, then of each continuation."""
+    # The prefix carries weight only in groups of one continuation, whose loss it then joins.
+    kept = [member.prefix_weights > 0]
+    kept += [
+        torch.ones_like(w, dtype=torch.bool) if score_all else w > 0 for w in member.continuation_weights
+    ]
+    kept[0][:1] = False  # nothing stands before the first token of a sequence
+    if not len(member.prefix_ids):
+        for keep_L in kept[1:]:
+            keep_L[:1] = False
+    return kept
+
+
+def _scored_extra(member: Group, name: str, *, score_all: bool) -> Tensor:
+    """One number per scored token of the group."""
+    values = [torch.zeros(len(member.prefix_ids)), *member.token_extras[name]]
+    kept = zip(values, _kept(member, score_all=score_all), strict=True)
+    return torch.cat([values_L[keep_L] for values_L, keep_L in kept])

@@ -199,7 +199,7 @@ def _firsts(spans: Sequence[Span]) -> list[int]:
 
 
 def _subset(batch: PackedBatch, groups: Sequence[int], scored: Sequence[Tensor]) -> PackedBatch:
-    """Some groups of a batch as a batch of their own, its scored rows in their order.
+    """Some groups of a batch as a batch of their own, its scored rows in their order, without extras.
 
     Args:
         batch: what they are taken from.
@@ -219,12 +219,6 @@ def _subset(batch: PackedBatch, groups: Sequence[int], scored: Sequence[Tensor])
         start, owner = spans[-1].stop, owner + len(span.continuations)
     taken = [batch.spans[number] for number in groups]
     kept_N = torch.cat(list(scored)).to(batch.rows_N.device)
-    kept_C = torch.cat(
-        [
-            torch.arange(firsts[number], firsts[number] + len(batch.spans[number].continuations))
-            for number in groups
-        ]
-    )
     return PackedBatch(
         ids_T=torch.cat([batch.ids_T[span.start : span.stop] for span in taken]),
         positions_T=torch.cat([batch.positions_T[span.start : span.stop] for span in taken]),
@@ -233,5 +227,4 @@ def _subset(batch: PackedBatch, groups: Sequence[int], scored: Sequence[Tensor])
         targets_N=batch.targets_N[kept_N],
         weights_N=batch.weights_N[kept_N],
         owner_N=torch.cat(owners),
-        extras={name: value[kept_C.to(value.device)] for name, value in batch.extras.items()},
     )

@@ -12,7 +12,7 @@ from typing import get_args
 from torch import nn
 
 from ftlib.batches import PackedBatch
-from ftlib.errors import ConfigError
+from ftlib.errors import CapabilityError, ConfigError
 from ftlib.models.parts import Path
 from ftlib.models.plan import plan_for
 from ftlib.models.scoring import Scored, score
@@ -27,12 +27,15 @@ class Scorer(nn.Module):
     distributed wrapper; inside this module's forward it does not.
     """
 
-    def __init__(self, model: nn.Module, *, path: Path | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, *, path: Path | None = None, value_head: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if path not in (None, *get_args(Path)):
             raise ConfigError(f"Scorer: expected path None or one of {list(get_args(Path))}, got {path!r}.")
         self.model = model
         self.path = path
+        self.value_head = value_head
 
     def forward(
         self,
@@ -42,13 +45,27 @@ class Scorer(nn.Module):
         entropy: bool = False,
         hidden: bool = False,
         scores: bool = False,
+        values: bool = False,
     ) -> Scored:
         """See `forward`."""
+        if values and self.value_head is None:
+            raise CapabilityError(
+                "forward: expected a model with a value head for values=True, got one without. Wrap it: "
+                "Scorer(model, value_head=new_value_head(width))."
+            )
         plan = plan_for(self.model)
         if self.path == "grouped":
             plan.require_grouped()
         plan = plan if self.path is None else replace(plan, path=self.path)
-        return score(plan, batch, temperature=temperature, entropy=entropy, hidden=hidden, scores=scores)
+        return score(
+            plan,
+            batch,
+            value_head=self.value_head if values else None,
+            temperature=temperature,
+            entropy=entropy,
+            hidden=hidden,
+            scores=scores,
+        )
 
 
 def forward(
@@ -59,6 +76,7 @@ def forward(
     entropy: bool = False,
     hidden: bool = False,
     scores: bool = False,
+    values: bool = False,
     path: Path | None = None,
 ) -> Scored:
     """Log-probabilities of the batch's targets under a language model, or the scores of a reward model.
@@ -72,6 +90,8 @@ def forward(
         hidden: also return the hidden state of each continuation's last token.
         scores: return the scores of each continuation, read at its last token, instead of
             log-probabilities: what a model with a score head has, and must be asked for.
+        values: also return the value of the state before each target and after each continuation, for a
+            `Scorer` with a value head.
         path: force one path; None takes the planned one.
 
     Raises:
@@ -85,5 +105,7 @@ def forward(
             f"forward: expected a Scorer to keep its own path, got path={path!r}. Give it to Scorer()."
         )
     scorer = model if wrapped else Scorer(model, path=path)
-    scored: Scored = scorer(batch, temperature=temperature, entropy=entropy, hidden=hidden, scores=scores)
+    scored: Scored = scorer(
+        batch, temperature=temperature, entropy=entropy, hidden=hidden, scores=scores, values=values
+    )
     return scored

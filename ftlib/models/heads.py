@@ -1,4 +1,4 @@
-"""Score heads: a language model's body under a new head becomes a reward model.
+"""Score and value heads: a language model's body under a new head becomes a reward model or a critic.
 
     score = w h_last,   w ~ N(0, 1 / (d + 1)),   in float32 whatever the body's dtype
 
@@ -29,7 +29,7 @@ from ftlib.errors import CapabilityError, ConfigError
 from ftlib.models.padding import choose_pad_id
 from ftlib.models.parts import inner_model
 
-__all__ = ["as_reward_model", "describe_score", "new_score_head", "restore_score"]
+__all__ = ["as_reward_model", "describe_score", "new_score_head", "new_value_head", "restore_score"]
 
 AnyModel = PreTrainedModel | PeftModel
 
@@ -71,6 +71,17 @@ def as_reward_model(model: AnyModel, tokenizer: PreTrainedTokenizerBase | None =
     reward.training = head.training = inner.training
     describe_score(reward, choose_pad_id(inner, tokenizer))
     return reward
+
+
+def new_value_head(width: int) -> nn.Linear:
+    """Linear(D, 1), float32, all zeros: at first every state has the value 0.
+
+    It reads the policy's last hidden states; `Scorer` holds it.
+    """
+    head = nn.Linear(width, 1, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def new_score_head(width: int) -> nn.Linear:

@@ -9,7 +9,7 @@ Shapes: T tokens, N scored rows, C continuations, L padded length, D hidden widt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import torch
@@ -36,18 +36,23 @@ class Scored:
         entropy_N: entropy of each scored row, nats, detached; None unless asked for.
         last_CD: final hidden state at each continuation's last token; None unless asked for.
         scores_CK: what a score head says of each continuation, at least float32; else None.
+        values_N: what a value head says of the state before each target, float32; None unless asked for.
+        end_values_C: what it says of the state after each continuation; None unless asked for.
     """
 
     logprobs_N: Tensor
     entropy_N: Tensor | None = None
     last_CD: Tensor | None = None
     scores_CK: Tensor | None = None
+    values_N: Tensor | None = None
+    end_values_C: Tensor | None = None
 
 
 def score(
     plan: Plan,
     batch: PackedBatch,
     *,
+    value_head: nn.Module | None = None,
     temperature: float = 1.0,
     entropy: bool = False,
     hidden: bool = False,
@@ -61,9 +66,21 @@ def score(
         _, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=True)
         scores_CK = head.scores(cast(Tensor, last_CD))
         return Scored(scores_CK.new_empty(0), None, last_CD if hidden else None, scores_CK)
-    rows_ND, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=hidden)
+    valued = value_head is not None
+    rows_ND, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=hidden or valued)
     output = head_logprobs(head, rows_ND, batch.targets_N, temperature=temperature, entropy=entropy)
-    return Scored(output.logprobs_N, output.entropy_N, last_CD)
+    scored = Scored(output.logprobs_N, output.entropy_N, last_CD if hidden else None)
+    if value_head is None:
+        return scored
+    values_N, end_values_C = (_values(value_head, cast(Tensor, states)) for states in (rows_ND, last_CD))
+    return replace(scored, values_N=values_N, end_values_C=end_values_C)
+
+
+def _values(head: nn.Module, states_RD: Tensor) -> Tensor:
+    """One value per state, in the head's dtype, under autocast too."""
+    with torch.autocast(states_RD.device.type, enabled=False):
+        values_R1: Tensor = head(states_RD.to(next(head.parameters()).dtype))
+    return values_R1[:, 0]
 
 
 def hidden_states(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
 
@@ -37,9 +37,11 @@ class Needs:
     entropy: bool = False
     hidden: bool = False
     scores: bool = False
+    values: bool = False
 
     def __or__(self, other: Needs) -> Needs:
-        return Needs(self.entropy or other.entropy, self.hidden or other.hidden, self.scores or other.scores)
+        pairs = ((getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+        return Needs(*(mine or theirs for mine, theirs in pairs))
 
 
 @runtime_checkable

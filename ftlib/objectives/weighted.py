@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -108,7 +108,7 @@ class Weighted:
         }
         if sharing:
             needs = reduce(or_, (member.needs for member in sharing.values()))
-            scored = forward(model, batch, entropy=needs.entropy, hidden=needs.hidden, scores=needs.scores)
+            scored = forward(model, batch, **asdict(needs))
             outputs |= {place: member.of(scored, batches[place]) for place, member in sharing.items()}
         # 3. one output
         weighed = [(outputs[place], coefficient) for place, (_, coefficient) in enumerate(self.members)]
