@@ -56,13 +56,17 @@ def blocks_of(text: str) -> list[Block]:
     return blocks
 
 
-def run_page(path: Path) -> None:
-    """Run the blocks of one page in the current folder and compare what each prints.
+def run_page(path: Path) -> list[str]:
+    """Run the blocks of one page in the current folder and compare what each prints with what it shows.
 
     A failure's traceback names the page and the line in it.
+
+    Returns:
+        What each block printed.
     """
     module = ModuleType("page")
     sys.modules["page"] = module  # dataclasses look up the module of the class
+    outputs = []
     try:
         for block in blocks_of(path.read_text(encoding="utf-8")):
             code = compile("\n" * (block.line - 1) + block.code, str(path), "exec")
@@ -73,8 +77,10 @@ def run_page(path: Path) -> None:
             assert missing is None, (
                 f"{path.name}:{block.line}: shows {missing!r}, printed:\n{printed.getvalue()}"
             )
+            outputs.append(printed.getvalue())
     finally:
         del sys.modules["page"]
+    return outputs
 
 
 def table_rows(text: str) -> list[list[str]]:

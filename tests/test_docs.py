@@ -34,7 +34,7 @@ needs_demo_model = pytest.mark.skipif(
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(ROOT / "faq.jsonl", tmp_path)
     monkeypatch.chdir(tmp_path)
-    run_page(page)
+    assert len(run_page(page)) == len(blocks_of(page.read_text(encoding="utf-8"))) > 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -220,4 +220,4 @@ def test_a_page_that_prints_something_else_fails_at_its_line(tmp_path: Path) -> 
 def test_blocks_of_one_page_share_their_names(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```python\nx = 2\n```\n\n```python\nprint(x)\n#> 2\n```\n", encoding="utf-8")
-    run_page(page)
+    assert run_page(page) == ["", "2\n"]

@@ -138,7 +138,8 @@ def test_lock_taken_over_by_hand_is_not_removed_by_the_former_owner(tmp_path):
     assert (tmp_path / LOCK).exists()
 
 
-def test_folder_that_vanished_is_no_error_on_exit(tmp_path):
+def test_folder_that_vanished_is_no_error_on_exit_and_is_not_made_again(tmp_path):
     with RunLock(tmp_path / "out"):
         (tmp_path / "out" / LOCK).unlink()
         (tmp_path / "out").rmdir()
+    assert list(tmp_path.iterdir()) == []

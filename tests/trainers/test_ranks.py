@@ -142,17 +142,25 @@ def test_a_stop_asked_for_on_one_rank_stops_both_at_the_same_step(tmp_path):
     assert newest_valid(tmp_path / "run").manifest["step"] == 2
 
 
-def nan_on_second_rank(rank: int) -> None:
+def nan_on_second_rank(rank: int, folder: Path) -> None:
     trainer = sft(data=rows(8))
     if rank == 1:
         trainer.engine.scorer.register_forward_hook(
             lambda module, args, scored: replace(scored, logprobs_N=scored.logprobs_N * float("nan"))
         )
-    before = trained(trainer)
-    with pytest.raises(NonFiniteError):
+    before, told = trained(trainer), ""
+    try:
         trainer.step(rows(8))
-    assert all(torch.equal(value, before[name]) for name, value in trained(trainer).items())
+    except NonFiniteError as error:
+        told = str(error)
+    moved = [name for name, value in trained(trainer).items() if not torch.equal(value, before[name])]
+    save_state(folder / f"{rank}.json", {"told": told, "moved": moved, "weights": len(before)})
 
 
 def test_a_non_finite_loss_on_one_rank_is_refused_on_both(tmp_path):
-    ranks(nan_on_second_rank, folder=tmp_path)
+    ranks(nan_on_second_rank, tmp_path, folder=tmp_path)
+    for rank in range(2):
+        found = load_state(tmp_path / f"{rank}.json")
+        assert "expected a finite loss and gradient, got loss nan" in found["told"]
+        assert found["weights"] > 0
+        assert found["moved"] == []
