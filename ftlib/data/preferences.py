@@ -54,7 +54,8 @@ def canonical_pair(row: Mapping[str, Any], roles: Roles) -> dict[str, Any]:
     where = pair_columns(row)
     prompt = _prompt(row, roles) if where.prompt else None
     chosen, rejected = (_side(row.get(name), name, roles) for name in (where.chosen, where.rejected))
-    if where.chosen == "messages" and isinstance(chosen, list):
+    if where.chosen == "messages":
+        chosen = cells.messages(row["messages"], "messages", roles)
         rejected = _in_place_of_the_last(rejected, chosen)
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise DataError(

@@ -28,6 +28,7 @@ _LOOKED_AT = 256  # first rows that decide the format, and as many drawn from th
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs
 # Columns that say what a record is. `answers` beside a prompt alone may be a reward's own column.
 _CANONICAL = {column for rule in RULES for column in rule.columns} - {"answers"}
+_SIDES = ("prompt", "completion", "chosen", "rejected", "answers")  # each text or messages
 
 Located = tuple[str, int, dict[str, Any] | DataError]
 
@@ -79,12 +80,12 @@ def load_records(
     elif format != "rows":
         rule = rule_named(format)
         _require(rule, rows)
-    made = []
+    made: list[dict[str, Any]] = []
+    kinds: dict[str, str] = {}
     for file, number, row in rows:
         try:
-            made.append(
-                {**_canonical(row, rule, spellings), "_source": row.get("_source") or f"{file}:{number}"}
-            )
+            canonical = _canonical(row, rule, spellings, kinds)
+            made.append({**canonical, "_source": row.get("_source") or f"{file}:{number}"})
         except DataError as error:
             problems.append(_at(error, file, number))
     if problems:
@@ -199,12 +200,15 @@ def _require(rule: Rule, rows: Sequence[tuple[str, int, dict[str, Any]]]) -> Non
             )
 
 
-def _canonical(row: dict[str, Any], rule: Rule | None, roles: Mapping[str, str]) -> dict[str, Any]:
+def _canonical(
+    row: dict[str, Any], rule: Rule | None, roles: Mapping[str, str], kinds: dict[str, str]
+) -> dict[str, Any]:
     for name, value in row.items():
         _writable(value, name)
     if rule is None:
         return row
     canonical = rule.canonical(row, roles)
+    _like_the_first(canonical, kinds)
     read = {*rule.reads(row), *(["tools"] if "tools" in canonical or not row.get("tools") else [])}
     kept = {
         (f"extra_{name}" if name in _CANONICAL or name in canonical else name): value
@@ -212,6 +216,22 @@ def _canonical(row: dict[str, Any], rule: Rule | None, roles: Mapping[str, str])
         if name not in read
     }
     return {**canonical, **kept}
+
+
+def _like_the_first(canonical: Mapping[str, Any], kinds: dict[str, str]) -> None:
+    """One column holds text or messages, never some of each; `kinds` remembers what it held first."""
+    for name in _SIDES:
+        value = canonical.get(name)
+        if value is None:
+            continue
+        whole = value[0] if name == "answers" else value
+        kind = "text" if isinstance(whole, str) else "messages"
+        if kinds.setdefault(name, kind) != kind:
+            raise DataError(
+                f"expected {kinds[name]}, as in the first row, got {kind}. Load the two kinds apart.",
+                column=name,
+                excerpt=describe(value),
+            )
 
 
 def _writable(value: Any, column: str) -> None:

@@ -100,7 +100,8 @@ def is_comparison(row: Mapping[str, Any]) -> bool:
 def fits_pair(row: Mapping[str, Any]) -> bool:
     """Both sides are there and usable, and so is the prompt, if there is one."""
     where = pair_columns(row)
-    return _is_answer(row.get(where.chosen)) and _is_answer(row.get(where.rejected)) and _prompt_fits(row)
+    pair = where.chosen, where.rejected
+    return _could_be(row, pair) and has(row, *pair) and _prompt_fits(row)
 
 
 def fits_ranked(row: Mapping[str, Any]) -> bool:
@@ -112,9 +113,9 @@ def fits_ranked(row: Mapping[str, Any]) -> bool:
 
 
 def pair_columns(row: Mapping[str, Any]) -> PairColumns:
-    """Where the pair of this row stands: the first spelling that is complete, or else begun."""
-    whole = [pair for pair in _PAIRS if has(row, *pair)]
-    chosen, rejected = (whole or [pair for pair in _PAIRS if _could_be(row, pair)] or _PAIRS)[0]
+    """Where the pair of this row stands: the first spelling that is usable, or else the nearest to it."""
+    # Of equals `max` takes the first.
+    chosen, rejected = max(_PAIRS, key=lambda pair: (_could_be(row, pair), has(row, *pair)))
     return PairColumns(() if chosen == "messages" else prompt_columns(row), chosen, rejected)
 
 
@@ -162,6 +163,7 @@ def _could_be(row: Mapping[str, Any], pair: tuple[str, str]) -> bool:
         all(name in row for name in pair)
         and any(value is not None for value in values)
         and all(value is None or _is_answer(value) for value in values)
+        and not (pair[0] == "messages" and isinstance(values[0], str))
     )
 
 

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftlib.data import Encoder, load_records
+from ftlib.data.detect import RULES
 from ftlib.errors import DataError
 from tests.data.tokenizers_zoo import tiny
 
@@ -37,8 +38,12 @@ VALUE = st.recursive(
     max_leaves=4,
 )
 COLUMNS = st.sampled_from(
-    ["text", "prompt", "completion", "messages", "tools", "_source", "other", "extra_text"]
+    [
+        *("text", "prompt", "completion", "messages", "tools", "_source", "other", "extra_text"),
+        *("chosen", "rejected", "margin", "answers", "ranks", "scores", "input", "rejected_response"),
+    ]
 )
+FORMATS = ["auto", "rows", *(rule.name for rule in RULES)]
 NO_PATH = LEAF.filter(lambda value: not isinstance(value, str))  # a list of strings is a list of files
 ROWS = st.lists(st.one_of(NO_PATH, st.dictionaries(COLUMNS, VALUE, max_size=4)), max_size=4)
 
@@ -48,7 +53,7 @@ def encoder():
     return Encoder(tiny())
 
 
-@given(rows=ROWS, name=st.sampled_from(["auto", "rows", "messages", "prompt_completion", "text", "prompt"]))
+@given(rows=ROWS, name=st.sampled_from(FORMATS))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_rows_become_records_or_one_error(rows, name):
     try:
@@ -66,6 +71,37 @@ def test_rows_become_records_or_one_error(rows, name):
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_conversations_are_encoded_or_refused(rows):
+    try:
+        examples = encoder().preview(rows, n=len(rows)).rows
+    except DataError:
+        examples = ()
+    assert all(any(weight > 0 for weight in example.weights) for example in examples)
+
+
+SIDE = st.one_of(LEAF, st.lists(MESSAGE, max_size=2), st.sampled_from(["a b", "a c"]))
+NUMBERS = st.one_of(LEAF, st.lists(st.one_of(LEAF, st.integers(1, 3)), max_size=3))
+
+
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "prompt": SIDE,
+                "chosen": SIDE,
+                "rejected": SIDE,
+                "margin": LEAF,
+                "answers": st.lists(SIDE, max_size=3),
+                "ranks": NUMBERS,
+                "scores": NUMBERS,
+            },
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_comparisons_are_encoded_or_refused(rows):
     try:
         examples = encoder().preview(rows, n=len(rows)).rows
     except DataError:
