@@ -47,6 +47,7 @@ def complete(
     room_of_row: Sequence[int],
     sampling: Sampling,
     stop_strings: Callable[[Tensor], Tensor] | None,
+    poll: Callable[[], None],
 ) -> list[Completion]:
     """Complete one batch, in evaluation mode.
 
@@ -58,11 +59,13 @@ def complete(
         room_of_row: most tokens of each row, between 1 and N.
         sampling: how to draw, and the stop ids.
         stop_strings: new tokens [A, n] to bool [A], True where a row ends in a stop string; or None.
+        poll: called before every forward.
     """
     device = plan.body.device
     ids_PL, mask_PL = _left_padded(prompts, device)
     new_tokens = max(room_of_row)
     cache = decode_cache(plan.body.config, limit=ids_PL.shape[1] + new_tokens)
+    poll()
     logits_PV = _last_logits(plan, cache, ids_PL, mask_PL, (mask_PL.cumsum(-1) - 1).clamp(min=0))
 
     rows_R = torch.tensor(prompt_of_row, device=device)
@@ -71,7 +74,10 @@ def complete(
     logits_AV, position_A = logits_PV[rows_R], mask_PL.sum(-1)[rows_R]
     mask_AL = torch.nn.functional.pad(mask_PL[rows_R], (0, new_tokens), value=1)
     room_A, alive_A = torch.tensor(room_of_row, device=device), torch.arange(len(rows_R), device=device)
-    uniforms_RN, stop_ids = uniforms_RN.to(device), torch.tensor(sampling.stop_ids, device=device)
+    uniforms_RN, stop_ids = (
+        uniforms_RN.to(device),
+        torch.tensor(sampling.stop_ids, dtype=torch.long, device=device),
+    )
 
     tokens_RN = torch.zeros(len(rows_R), new_tokens, dtype=torch.long, device=device)
     wide = torch.promote_types(logits_PV.dtype, torch.float32)
@@ -94,6 +100,7 @@ def complete(
                 each[kept_A] for each in (token_A, position_A, mask_AL, room_A, alive_A)
             )
         seen = ids_PL.shape[1] + step + 1
+        poll()
         logits_AV = _last_logits(plan, cache, token_A[:, None], mask_AL[:, :seen], position_A[:, None])
         position_A = position_A + 1
     rows = zip(tokens_RN.cpu(), logprobs_RN.cpu(), length_R.tolist(), matched_R.tolist(), strict=True)

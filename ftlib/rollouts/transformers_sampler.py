@@ -43,6 +43,7 @@ class TransformersSampler:
             `sync`. True costs a second set of weights and decodes faster; in half precision the copy
             rounds what the adapter added, so its log-probabilities are not quite the policy's. None
             merges where it is exact: float32 weights and an adapter that can be folded in.
+        poll: called before every forward; an exception it raises ends the call, with the model as it was.
 
     Raises:
         CapabilityError: a model that `models.forward` does not take, one that writes nothing, or
@@ -60,10 +61,12 @@ class TransformersSampler:
         *,
         batch_size: int = 64,
         merge: bool | None = None,
+        poll: Callable[[], None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"TransformersSampler: expected batch_size >= 1, got {batch_size}.")
         self._tokenizer, self._batch_size, self._merge = tokenizer, batch_size, merge
+        self._poll = poll or _nothing
         self._stops: tuple[tuple[str, ...], Callable[[Tensor], Tensor]] | None = None
         self.sync(model, 0)
 
@@ -105,6 +108,7 @@ class TransformersSampler:
                     [room[prompt] for prompt, _ in batch],
                     sampling,
                     stops,
+                    self._poll,
                 )
                 for (prompt, _), completion in zip(batch, completions, strict=True):
                     drawn[prompt].append(self._sampled(completion, prompt, sampling))
@@ -152,6 +156,10 @@ class TransformersSampler:
         return self._stops[1]
 
 
+def _nothing() -> None:
+    """Nothing to poll."""
+
+
 def _merges(policy: nn.Module, asked: bool | None) -> bool:
     """Whether to decode with a merged copy."""
     capabilities = model_capabilities(cast(AnyModel, policy))
@@ -168,7 +176,7 @@ def _merges(policy: nn.Module, asked: bool | None) -> bool:
         )
     if asked is not None or not adapted:
         return bool(asked)
-    exact = inner_model(policy).dtype == torch.float32
+    exact = all(weight.dtype == torch.float32 for weight in policy.parameters())  # so not quantised either
     merges = capabilities.mergeable and exact
     logger.info("decoding with %s", "a merged float32 copy" if merges else "the adapter in place")
     return merges

@@ -324,6 +324,20 @@ def test_modes_come_back_after_an_exception():
     assert model.training
 
 
+def test_a_call_can_be_ended_before_any_forward():
+    calls = []
+
+    def poll():
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    model = tiny_model().train()
+    with pytest.raises(KeyboardInterrupt):
+        TransformersSampler(model, poll=poll).generate([[5]], Sampling(max_new_tokens=NEW), 0)
+    assert model.training
+
+
 def test_weights_random_state_and_gradients_are_left_alone():
     model = trained_lora()
     weights, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
