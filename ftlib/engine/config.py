@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -45,7 +45,6 @@ def suggests_names(cls: Made) -> Made:
     return cls
 
 
-@final
 @suggests_names
 @dataclass(frozen=True)
 class TrainConfig:

@@ -82,6 +82,8 @@ class Engine:
         learning_rate: peak.
         should_stop: polled at every micro-batch of a single process. Ranks stop together, between
             steps: one that left a step alone would leave the others waiting. See `agreed`.
+        value_head: trained beside the model, and part of what is prepared; None for none.
+        value_learning_rate: its own peak.
         before_update: called when the gradient is clipped and found finite, before the optimiser moves.
         after_update: called when it has moved, before gradients are cleared and the schedule moves.
 
@@ -96,6 +98,8 @@ class Engine:
     steps: int
     learning_rate: float
     should_stop: Callable[[], bool] = lambda: False
+    value_head: nn.Module | None = None
+    value_learning_rate: float | None = None
     before_update: Callable[[], object] = lambda: None
     after_update: Callable[[], object] = lambda: None
     accelerator: Accelerator = field(default_factory=Accelerator)
@@ -119,11 +123,16 @@ class Engine:
                 "trainer: expected weights to train, got a model with none. Give an adapter: "
                 "adapter=ftlib.adapters.lora(), or ftlib.adapters.full() for all weights."
             )
+        rates = {}
+        if self.value_head is not None:
+            head = {f"value_head.{name}": weight for name, weight in self.value_head.named_parameters()}
+            trainable |= head
+            rates = dict.fromkeys(head, self.value_learning_rate or self.learning_rate)
         if self.config.gradient_checkpointing:
             enable_checkpointing(self.model)
-        self.scorer = self.accelerator.prepare(Scorer(self.model))
+        self.scorer = self.accelerator.prepare(Scorer(self.model, value_head=self.value_head))
         self.masters = Masters(trainable)
-        self.optimizer = make_optimizer(self.config, self.masters.named, self.learning_rate)
+        self.optimizer = make_optimizer(self.config, self.masters.named, self.learning_rate, rates)
         self.schedule = make_schedule(self.config, self.optimizer, self.steps)
         on_cpu = self.device.type == "cpu"
         self.max_tokens = self.config.max_tokens or (CPU_TOKENS if on_cpu else DEVICE_TOKENS)

@@ -77,19 +77,32 @@ def _is_wide(weight: Tensor) -> bool:
 
 
 def make_optimizer(
-    config: TrainConfig, parameters: Mapping[str, nn.Parameter], learning_rate: float
+    config: TrainConfig,
+    parameters: Mapping[str, nn.Parameter],
+    learning_rate: float,
+    rates: Mapping[str, float] | None = None,
 ) -> Optimizer:
     """The configured optimiser; weight decay on tensors of two axes or more only.
+
+    Args:
+        config: the run's settings.
+        parameters: by name.
+        learning_rate: peak.
+        rates: peaks of the parameters that have one of their own.
 
     Raises:
         ConfigError: the caller's function returns something else.
     """
-    matrices = [weight for weight in parameters.values() if weight.ndim >= 2]
-    others = [weight for weight in parameters.values() if weight.ndim < 2]  # biases, norms
+    own = rates or {}
+    members: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for decays in (True, False):  # matrices, then biases and norms
+        for name, weight in parameters.items():
+            if (weight.ndim >= 2) is decays:
+                settings = own.get(name, learning_rate), config.weight_decay if decays else 0.0
+                members.setdefault((*settings, decays), []).append(weight)
     groups: list[dict[str, Any]] = [
-        {"params": members, "weight_decay": decay}
-        for members, decay in ((matrices, config.weight_decay), (others, 0.0))
-        if members
+        {"params": weights, "weight_decay": decay} | ({"lr": rate} if rate != learning_rate else {})
+        for (rate, decay, _), weights in members.items()
     ]
     if isinstance(config.optimizer, str):
         return AdamW(groups, lr=learning_rate, betas=config.betas, eps=config.eps, fused=True)

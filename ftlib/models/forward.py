@@ -46,6 +46,7 @@ class Scorer(nn.Module):
         hidden: bool = False,
         scores: bool = False,
         values: bool = False,
+        detach_values: bool = False,
     ) -> Scored:
         """See `forward`."""
         if values and self.value_head is None:
@@ -65,6 +66,7 @@ class Scorer(nn.Module):
             entropy=entropy,
             hidden=hidden,
             scores=scores,
+            detach_values=detach_values,
         )
 
 
@@ -77,6 +79,7 @@ def forward(
     hidden: bool = False,
     scores: bool = False,
     values: bool = False,
+    detach_values: bool = False,
     path: Path | None = None,
 ) -> Scored:
     """Log-probabilities of the batch's targets under a language model, or the scores of a reward model.
@@ -92,6 +95,7 @@ def forward(
             log-probabilities: what a model with a score head has, and must be asked for.
         values: also return the value of the state before each target and after each continuation, for a
             `Scorer` with a value head.
+        detach_values: no gradient of the values reaches the model under the value head.
         path: force one path; None takes the planned one.
 
     Raises:
@@ -106,6 +110,12 @@ def forward(
         )
     scorer = model if wrapped else Scorer(model, path=path)
     scored: Scored = scorer(
-        batch, temperature=temperature, entropy=entropy, hidden=hidden, scores=scores, values=values
+        batch,
+        temperature=temperature,
+        entropy=entropy,
+        hidden=hidden,
+        scores=scores,
+        values=values,
+        detach_values=detach_values,
     )
     return scored

@@ -53,6 +53,7 @@ def score(
     batch: PackedBatch,
     *,
     value_head: nn.Module | None = None,
+    detach_values: bool = False,
     temperature: float = 1.0,
     entropy: bool = False,
     hidden: bool = False,
@@ -72,7 +73,8 @@ def score(
     scored = Scored(output.logprobs_N, output.entropy_N, last_CD if hidden else None)
     if value_head is None:
         return scored
-    values_N, end_values_C = (_values(value_head, cast(Tensor, states)) for states in (rows_ND, last_CD))
+    states = (rows_ND, cast(Tensor, last_CD))
+    values_N, end_values_C = (_values(value_head, x.detach() if detach_values else x) for x in states)
     return replace(scored, values_N=values_N, end_values_C=end_values_C)
 
 

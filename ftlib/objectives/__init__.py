@@ -2,6 +2,7 @@
 
 from ftlib.objectives.dpo import DPO, PairLoss
 from ftlib.objectives.pairs import Pairs, pairs
+from ftlib.objectives.ppo import PPO
 from ftlib.objectives.protocol import Needs, Objective, OfOneForward, Prepared, Referring
 from ftlib.objectives.reward import Reward
 from ftlib.objectives.sft import SFT
@@ -9,6 +10,7 @@ from ftlib.objectives.weighted import Weighted, weighted
 
 __all__ = [
     "DPO",
+    "PPO",
     "SFT",
     "Needs",
     "Objective",

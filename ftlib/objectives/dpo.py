@@ -231,16 +231,6 @@ class DPO:
         reward_C = self.beta * (policy_C.detach() - reference_C) / tokens_C
         return LogRatios(policy_C, reference_C, tokens_C, reward_C)
 
-    def logps(self, scored: Scored, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """logp_c of every continuation under policy and reference, [C] each, nats per sequence.
-
-        Args:
-            scored: what the policy says of the batch.
-            batch: as `prepare` gave it.
-        """
-        policy_C = _per_continuation(batch.weights_N * scored.logprobs_N, batch)
-        return policy_C, batch.extras.get(REFERENCE, torch.zeros_like(policy_C))
-
     def __call__(self, model: nn.Module, batch: PackedBatch) -> LossOutput:
         """`of` the model's log-probabilities, after those of the reference."""
         batch = self.prepare(batch)

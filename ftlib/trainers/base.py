@@ -38,7 +38,7 @@ from ftlib.data.sampler import StepSampler
 from ftlib.engine.callbacks import update_best
 from ftlib.engine.config import TrainConfig
 from ftlib.engine.determinism import capture_rng, modes, restore_rng, rng_scope
-from ftlib.engine.engine import Engine, RandomState, Stopped
+from ftlib.engine.engine import Engine, RandomState, StepResult, Stopped
 from ftlib.engine.window import LogWindow, peak_memory, step_row
 from ftlib.errors import ConfigError
 from ftlib.objectives import Objective
@@ -106,7 +106,7 @@ class Trainer(TrainedModel):
         # 2. the plan
         self.sampler = StepSampler(
             len(self.train_data),
-            batch_size=self.config.batch_size,
+            batch_size=self.examples_per_step,
             seed=self.config.seed,
             shuffle=self.config.shuffle,
         )
@@ -116,19 +116,14 @@ class Trainer(TrainedModel):
         self.learning_rate = model_capabilities(self.model).learning_rate if rate is None else rate
         # 3. what steps, who is told, and what is kept
         self._stops = Stops()
-        self.engine = Engine(
-            self.model,
-            self.prepare_objective(objective or self.default_objective()),
-            self.config,
-            self.steps,
-            self.learning_rate,
-            should_stop=lambda: self._stops.asked,
-            before_update=lambda: self.callbacks.dispatch("on_pre_optimizer_step"),
-            after_update=lambda: self.callbacks.dispatch("on_optimizer_step"),
-        )
+        self.engine = self.make_engine(self.prepare_objective(self.default_objective() if objective is None else objective))
         self._progress = progress_display(self.config)
         self.callbacks = dispatcher(
-            self.engine, self.tokenizer, [self._progress, *callbacks], epochs=-(-self.steps // per_epoch)
+            self.engine,
+            self.tokenizer,
+            [self._progress, *callbacks],
+            steps=self.steps,
+            epochs=-(-self.steps // per_epoch),
         )
         self.state = self.callbacks.state
         self.checkpoints = Checkpoints(
@@ -164,6 +159,32 @@ class Trainer(TrainedModel):
     def prepare_objective(self, objective: Objective) -> Objective:
         """The objective to minimise, from the caller's or the default one; the model is ready by now."""
         return objective
+
+    @property
+    def examples_per_step(self) -> int:
+        """How many examples one step of the plan takes."""
+        return self.config.batch_size
+
+    def make_engine(self, objective: Objective) -> Engine:
+        """What makes the optimiser steps."""
+        return Engine(
+            self.model,
+            objective,
+            self.config,
+            self.steps,
+            self.learning_rate,
+            should_stop=lambda: self._stops.asked,
+            before_update=lambda: self.callbacks.dispatch("on_pre_optimizer_step"),
+            after_update=lambda: self.callbacks.dispatch("on_optimizer_step"),
+        )
+
+    def learn(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """What one step of the plan does with its examples."""
+        return self.step(rows)
+
+    def shown(self, row: dict[str, float]) -> dict[str, float]:
+        """The row of a step or of several, as it is logged."""
+        return row
 
     def stateful_parts(self) -> Mapping[str, Stateful]:
         """What has a state beside weights and optimiser, such as a moving reference; by name.
@@ -217,13 +238,17 @@ class Trainer(TrainedModel):
         if not isinstance(batch, PackedBatch):
             data = self._encoded(batch, "step")
             batch = [data[index] for index in range(len(data))]
-        result = self.engine.step(batch)
+        examples = len(batch.spans) if isinstance(batch, PackedBatch) else len(batch)
+        return self._count(self.engine.step(batch), examples)
+
+    def _count(self, result: StepResult, examples: int) -> dict[str, float]:
+        """Enter a step into counters and window, and tell of it."""
         counters = self.boundary.counters
         counters.step += 1
         counters.tokens += result.tokens
-        counters.examples += len(batch.spans) if isinstance(batch, PackedBatch) else len(batch)
+        counters.examples += examples
         self.boundary.window.add(result)
-        return {"step": counters.step, **step_row(result), "tokens": counters.tokens}
+        return {"step": counters.step, **self.shown(step_row(result)), "tokens": counters.tokens}
 
     def _train_step(self) -> None:
         """The next step of the plan, and what it makes due."""
@@ -232,7 +257,7 @@ class Trainer(TrainedModel):
             self.callbacks.dispatch("on_epoch_begin")
         self.callbacks.dispatch("on_step_begin")
         try:
-            self.step([self.train_data[index] for index in self.sampler.next_batch()])
+            self.learn([self.train_data[index] for index in self.sampler.next_batch()])
         except BaseException:
             self.sampler.load_state_dict(cursor)  # its examples were not trained on
             raise
@@ -290,7 +315,7 @@ class Trainer(TrainedModel):
         counters, window = self.boundary.counters, self.boundary.window
         row = {
             "step": counters.step,
-            **window.row(),
+            **self.shown(window.row()),
             "tokens": counters.tokens,
             "epoch": self._epoch(),
             "tokens_per_second": window.speed(),

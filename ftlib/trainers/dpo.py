@@ -10,20 +10,21 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ftlib.adapters.attach import AnyModel
+from ftlib.batches import PackedBatch
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.sampler import pack
 from ftlib.engine.config import TrainConfig
 from ftlib.errors import ConfigError
 from ftlib.models import forward
-from ftlib.models.references import Kind, Reference
+from ftlib.models.modes import no_dropout
+from ftlib.models.references import Cached, Kind, Reference
 from ftlib.objectives import DPO, Objective, Weighted
 from ftlib.objectives.dpo import PairLoss
 from ftlib.objectives.protocol import Referring
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
 from ftlib.trainers.options import refuse_without_effect
-from ftlib.trainers.result import TrainResult
 from ftlib.trainers.snapshot import Stateful
 from ftlib.trainers.trained import Examples
 
@@ -39,7 +40,7 @@ class DPOTrainer(Trainer):
 
     Takes preference records (``chosen`` and ``rejected``, or ranked ``answers``). The reference is the
     policy as it is when the trainer is made, unless another is given; its log-probabilities are computed
-    once per example and kept.
+    once per example and kept. Dropout is off in both, in training too, so that the first loss is ln 2.
 
     Args:
         model: see `Trainer`.
@@ -114,16 +115,12 @@ class DPOTrainer(Trainer):
             objective=objective,
             encoder=encoder,
         )
+        # with the engine's own forward, so that a reference has the precision of the steps
+        self.engine.objective = self._with_reference(self.engine.objective)
 
     def default_objective(self) -> Objective:
         """`objectives.DPO`."""
         return self._own
-
-    def prepare_objective(self, objective: Objective) -> Objective:
-        """With its reference made of the weights the policy has now."""
-        return (
-            objective.bound(self.model, cache=self._cache) if isinstance(objective, Referring) else objective
-        )
 
     def stateful_parts(self) -> Mapping[str, Stateful]:
         """The reference, beside the usual: it is a snapshot of weights that have moved since."""
@@ -131,17 +128,16 @@ class DPOTrainer(Trainer):
         kept = {"reference": dpo.reference} if dpo is not None and isinstance(dpo.reference, Stateful) else {}
         return {**super().stateful_parts(), **kept}
 
-    def train(
-        self, resume: bool | str | Path | None = None, *, allow_changes: Sequence[str] = ()
-    ) -> TrainResult:
-        """See `Trainer.train`.
+    def step(self, batch: PackedBatch | Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """See `Trainer.step`.
 
         Raises:
             ConfigError: policy and reference differ before the first step.
         """
-        if not resume and self.boundary.counters.step == 0 and not self._allow_initial_kl:
+        if self.boundary.counters.step == 0 and not self._allow_initial_kl:
             self._require_equal_start()
-        return super().train(resume, allow_changes=allow_changes)
+        with no_dropout(self.model):  # else policy and reference would differ by its noise
+            return super().step(batch)
 
     def predictions(self, data: Examples) -> list[dict[str, Any]]:
         """Of each answer, in order: ``logps`` in nats, and ``rewards``, beta times its log-ratio."""
@@ -151,8 +147,8 @@ class DPOTrainer(Trainer):
         rows: list[dict[str, Any]] = [{} for _ in data]
         for members in pack([int(row["length"]) for row in data], self.engine.max_tokens):
             batch = collate([data[index] for index in members]).to(self.engine.device)
-            policy_C, reference_C = dpo.logps(forward(self.model, batch), dpo.prepare(batch))
-            logps, rewards = iter(policy_C.tolist()), iter((dpo.beta * (policy_C - reference_C)).tolist())
+            ratios = dpo.log_ratios(forward(self.engine.scorer, batch), dpo.prepare(batch))
+            logps, rewards = iter(ratios.policy_C.tolist()), iter(ratios.reward_C.tolist())
             for index in members:
                 answers = range(len(data[index]["continuation_ids"]))
                 rows[index] = {
@@ -160,6 +156,20 @@ class DPOTrainer(Trainer):
                     "rewards": [next(rewards) for _ in answers],
                 }
         return rows
+
+    def _with_reference(self, objective: Objective) -> Objective:
+        """The objective with its reference made of the weights the policy has now."""
+        if isinstance(objective, Referring):
+            objective = objective.bound(self.engine.scorer, cache=self._cache)
+        dpo = _dpo_in(objective)
+        kept = dpo is not None and isinstance(dpo.reference, Cached)
+        if not isinstance(self._cache, bool) and not kept:
+            raise ConfigError(
+                f"DPOTrainer: reference_cache={str(self._cache)!r} has no effect on this objective and "
+                "reference, whose log-probabilities are not kept. Leave it out; those of an object of your "
+                "own are kept by ftlib.models.Cached(reference, folder)."
+            )
+        return objective
 
     def _require_equal_start(self) -> None:
         """Policy and reference must agree on the first examples, as many as a micro-batch holds."""

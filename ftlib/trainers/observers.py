@@ -25,6 +25,7 @@ def dispatcher(
     tokenizer: PreTrainedTokenizerBase | None,
     callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
     *,
+    steps: int,
     epochs: int,
 ) -> CallbackDispatcher:
     """Calls `callbacks`, then the trackers named in `TrainConfig.report_to`.
@@ -33,13 +34,14 @@ def dispatcher(
         engine: its model, settings and optimiser are what callbacks are handed.
         tokenizer: handed too.
         callbacks: in the order they are called.
+        steps: planned.
         epochs: passes over the data planned, the last one counted whole.
     """
     config, accelerator = engine.config, engine.accelerator
     fields = {name: getattr(config, name) for name in TrainConfig.__dataclass_fields__}
     arguments = training_arguments(fields | {"learning_rate": engine.learning_rate}, config.output_dir)
     state = TrainerState(
-        max_steps=engine.steps,
+        max_steps=steps,
         num_train_epochs=epochs,
         logging_steps=config.log_steps,
         eval_steps=config.eval_steps or 0,
