@@ -134,10 +134,8 @@ def swapped_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator
         for name, parameter in module._parameters.items()
         if id(parameter) in frozen
     ]
-    with (
-        restored(model),
-        DoraCaching(enabled=False),
-    ):  # it keeps norms of the weights from one forward to the next
+    # peft may keep norms of DoRA's weights from one forward to the next
+    with restored(model), DoraCaching(enabled=False):
         try:
             for module, name, parameter in places:
                 setattr(module, name, frozen[id(parameter)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peft import IA3Config
+from peft import IA3Config, LoraConfig
 from torch import Tensor, nn
 
 from ftlib.adapters import attach, lora
@@ -30,6 +30,14 @@ def _adapted(**options: object) -> Callable[[], nn.Module]:
 
 def _ia3() -> nn.Module:
     config = IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    return attach(tiny_model().requires_grad_(False), config, name=NAME)
+
+
+def _with_tokens() -> nn.Module:
+    """Two rows of the embedding are trained too, through a layer of their own."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], trainable_token_indices=[5, 60]
+    )
     return attach(tiny_model().requires_grad_(False), config, name=NAME)
 
 
@@ -63,6 +71,7 @@ POLICIES: dict[str, Callable[[], nn.Module]] = {
     "lora dropout": _adapted(dropout=0.3),
     "lora and head": _adapted(modules_to_save=["lm_head"]),
     "lora on embeddings": _adapted(targets=["embed_tokens", "q_proj"]),
+    "lora and tokens": _with_tokens,
     "lora trained": _trained(_adapted()),
     "rslora": _adapted(rslora=True),
     "dora": _adapted(dora=True),

@@ -90,13 +90,14 @@ def test_only_the_unknown_groups_are_computed() -> None:
 
 def test_every_mixture_of_known_and_unknown_is_in_its_place() -> None:
     live = counted(policy("lora trained"))
-    expected_N = live.reference.logprobs(ALL)
-    for known in range(2 ** len(GROUPS)):
+    numbers = (1, 2, 4)
+    expected_N = live.reference.logprobs(packed(*numbers))
+    for known in range(2 ** len(numbers)):
         cached = Cached(live)
-        for number in range(len(GROUPS)):
-            if known >> number & 1:
+        for bit, number in enumerate(numbers):
+            if known >> bit & 1:
                 cached.logprobs(packed(number))
-        assert_close(cached.logprobs(ALL), expected_N, rtol=0, atol=1e-5)
+        assert_close(cached.logprobs(packed(*numbers)), expected_N, rtol=0, atol=1e-5)
 
 
 def test_scored_rows_may_stand_in_any_order() -> None:
@@ -159,6 +160,29 @@ def test_other_content_is_another_group(change: Callable[[Group], PackedBatch]) 
     assert live.forwards == [1, 1]
 
 
+def test_which_of_two_equal_tokens_is_scored_is_content() -> None:
+    live = counted(policy("lora trained"))
+    cached = Cached(live)
+    ids = torch.tensor([7, 7])
+    for weights in ([1.0, 0.0], [0.0, 1.0]):
+        batch = collate([Group(torch.tensor([5]), torch.zeros(1), (ids,), (torch.tensor(weights),))])
+        assert torch.equal(cached.logprobs(batch), live.reference.logprobs(batch))
+    assert live.forwards == [1, 1]
+
+
+def test_where_continuations_begin_is_content() -> None:
+    """The same tokens at the same positions, one of them in another continuation."""
+    live = counted(policy("lora trained"))
+    cached = Cached(live)
+    batch = packed(4)
+    [span] = batch.spans
+    first, second, *rest = span.continuations
+    for lengths in (span.continuations, (first + 1, second - 1, *rest)):
+        cut = replace(batch, spans=(replace(span, continuations=lengths),))
+        assert torch.equal(cached.logprobs(cut), live.reference.logprobs(cut))
+    assert live.forwards == [1, 1]
+
+
 def test_loss_weights_and_extras_are_not_content() -> None:
     live = counted(policy("lora trained"))
     cached = Cached(live)
@@ -167,16 +191,20 @@ def test_loss_weights_and_extras_are_not_content() -> None:
     assert len(live.forwards) == 1
 
 
-def test_extras_go_along_with_their_groups() -> None:
-    class Ranks(Counting):
+def test_the_unknown_groups_are_laid_out_as_if_they_were_alone() -> None:
+    class Noting(Counting):
         def logprobs(self, batch: PackedBatch) -> Tensor:
-            return batch.extras["rank"][batch.owner_N]
+            self.batch = batch
+            return super().logprobs(batch)
 
-    rank_C = torch.arange(float(ALL.continuations))
-    cached = Cached(Ranks(counted(policy("lora")).reference))
-    part = replace(packed(0, 2), extras={"rank": torch.tensor([0.0, 2.0, 3.0])})
-    cached.logprobs(part)
-    assert torch.equal(cached.logprobs(replace(ALL, extras={"rank": rank_C})), rank_C[ALL.owner_N])
+    live = Noting(counted(policy("lora")).reference)
+    cached = Cached(live)
+    cached.logprobs(packed(0, 2))
+    cached.logprobs(ALL)
+    expected = packed(1, 3, 4)
+    assert live.batch.spans == expected.spans
+    for name in ("ids_T", "positions_T", "rows_N", "targets_N", "weights_N", "owner_N"):
+        assert torch.equal(getattr(live.batch, name), getattr(expected, name))
 
 
 def test_another_precision_is_another_value() -> None:

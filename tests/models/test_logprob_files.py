@@ -120,8 +120,10 @@ def test_files_of_others_are_neither_read_nor_removed(tmp_path: Path) -> None:
         path.write_text("theirs")
         os.utime(path, (0, 0))
     files = LogprobFiles(tmp_path, KEY, max_bytes=1)
-    files.add(groups("x"))
-    files.add(groups("y"))
+    first, last = files.add(groups("x")), files.add(groups("y"))
+    assert first is not None
+    assert last is not None
+    assert (first.exists(), last.exists()) == (False, True)
     assert files.load() == {}  # larger than the bound
     assert all(path.read_text() == "theirs" for path in others)
 

@@ -152,6 +152,7 @@ def test_several_active_adapters_are_all_off_and_all_back() -> None:
         off = forward(model, BATCH).logprobs_N
         assert active_adapters(model) == ()
     with adapters_active(model, [NAME]):
+        assert active_adapters(model) == (NAME,)
         one = forward(model, BATCH).logprobs_N
     with adapters_active(model, []), adapters_active(model, [BESIDE, NAME]):
         assert torch.equal(forward(model, BATCH).logprobs_N, both)
@@ -172,6 +173,28 @@ def test_another_adapter_computes_what_it_computes_alone() -> None:
         assert model.active_adapter == BESIDE
         assert active_adapters(model) == (BESIDE,)
         assert torch.equal(forward(model, BATCH).logprobs_N, alone)
+
+
+def test_an_adapter_without_tokens_of_its_own_reads_the_bases() -> None:
+    model = policy("lora and tokens").eval()
+    train(model)
+    attach(model, lora(2), name=BESIDE)
+    alone = forward(model, BATCH).logprobs_N
+    model.set_adapter(NAME)
+    assert not torch.allclose(forward(model, BATCH).logprobs_N, alone)
+    with adapters_active(model, (BESIDE,)):
+        assert torch.equal(forward(model, BATCH).logprobs_N, alone)
+
+
+def test_inside_a_scope_peft_says_what_is_on() -> None:
+    model = two_adapters()
+    with adapters_off(model):
+        assert model.get_model_status().enabled is False
+        assert not model.has_active_enabled_adapter
+        with adapters_active(model, (BESIDE,)):
+            assert model.get_model_status().enabled is True
+            assert model.active_adapters == [BESIDE]
+            assert model.has_active_enabled_adapter
 
 
 def test_an_adapter_trained_in_a_scope_gets_its_gradient_after_it() -> None:
@@ -259,8 +282,9 @@ def test_peft_does_not_remember_the_norms_of_another_role() -> None:
     weights = copies(model)
     with swapped_weights(model, weights):
         alone = forward(model, BATCH).logprobs_N
+    before = forward(model, BATCH).logprobs_N
     with DoraCaching():
-        before = forward(model, BATCH).logprobs_N
+        assert torch.equal(forward(model, BATCH).logprobs_N, before)
         with swapped_weights(model, weights):
             assert torch.equal(forward(model, BATCH).logprobs_N, alone)
         assert torch.equal(forward(model, BATCH).logprobs_N, before)
