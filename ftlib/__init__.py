@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ftlib import adapters, losses, models, objectives
+    from ftlib import adapters, losses, models, objectives, rollouts
     from ftlib.data import Encoder, collate, formatters, load_records, split
-    from ftlib.engine import TrainConfig
+    from ftlib.engine import PPOConfig, TrainConfig
     from ftlib.evaluation import plots
     from ftlib.models import demo_model, forward, load
-    from ftlib.trainers import DPOTrainer, RewardTrainer, SFTTrainer, TrainResult
+    from ftlib.rollouts import rewards
+    from ftlib.rollouts.rewards import RewardOut
+    from ftlib.trainers import DPOTrainer, PPOTrainer, RewardTrainer, SFTTrainer, TrainResult
 
 _PLACES = {
     "DPOTrainer": "ftlib.trainers",
+    "PPOConfig": "ftlib.engine",
+    "PPOTrainer": "ftlib.trainers",
+    "RewardOut": "ftlib.rollouts.rewards",
     "Encoder": "ftlib.data",
     "RewardTrainer": "ftlib.trainers",
     "SFTTrainer": "ftlib.trainers",
@@ -33,13 +38,17 @@ _PLACES = {
     "load": "ftlib.models",
     "load_records": "ftlib.data",
     "plots": "ftlib.evaluation",
+    "rewards": "ftlib.rollouts",
     "split": "ftlib.data",
 }
-_PACKAGES = ("adapters", "losses", "models", "objectives")
+_PACKAGES = ("adapters", "losses", "models", "objectives", "rollouts")
 
 __all__ = [
     "DPOTrainer",
     "Encoder",
+    "PPOConfig",
+    "PPOTrainer",
+    "RewardOut",
     "RewardTrainer",
     "SFTTrainer",
     "TrainConfig",
@@ -55,6 +64,8 @@ __all__ = [
     "models",
     "objectives",
     "plots",
+    "rewards",
+    "rollouts",
     "split",
 ]
 

@@ -2,5 +2,6 @@
 
 from ftlib.engine.config import TrainConfig
 from ftlib.engine.engine import Engine, StepResult, Stopped
+from ftlib.engine.ppo_config import PPOConfig
 
-__all__ = ["Engine", "StepResult", "Stopped", "TrainConfig"]
+__all__ = ["Engine", "PPOConfig", "StepResult", "Stopped", "TrainConfig"]

@@ -16,7 +16,7 @@ from transformers.trainer_utils import SchedulerType
 
 from ftlib.errors import ConfigError
 
-__all__ = ["MakeOptimizer", "MakeSchedule", "TrainConfig", "suggests_names"]
+__all__ = ["MakeOptimizer", "MakeSchedule", "TrainConfig", "is_count", "suggests_names"]
 
 MakeOptimizer = Callable[[list[dict[str, Any]], float], Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
@@ -118,10 +118,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_steps", "keep_checkpoints"):
-            self._check(name, _counts(getattr(self, name)), "a whole number >= 1")
+            self._check(name, is_count(getattr(self, name)), "a whole number >= 1")
         for name in ("max_steps", "max_tokens", "eval_steps", "eval_batch_size", "save_steps"):
             value = getattr(self, name)
-            self._check(name, value is None or _counts(value), "a whole number >= 1, or None")
+            self._check(name, value is None or is_count(value), "a whole number >= 1, or None")
         rate = self.learning_rate
         self._check("learning_rate", rate is None or 0 <= rate < inf, "a finite number >= 0, or None")
         for name in ("warmup", "weight_decay", "eps"):
@@ -193,7 +193,8 @@ _NOT_IN_THE_WEIGHTS = frozenset(
 )
 
 
-def _counts(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 1 on."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Literal, final
 
-from ftlib.engine.config import TrainConfig, suggests_names
+from ftlib.engine.config import TrainConfig, is_count, suggests_names
 from ftlib.errors import ConfigError
 
 __all__ = ["PPOConfig"]
@@ -98,10 +98,9 @@ class PPOConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("samples_per_prompt", "epochs_per_rollout", "minibatches", "max_new_tokens"):
-            value = getattr(self, name)
-            self._check(name, isinstance(value, int) and value >= 1, "a whole number >= 1")
+            self._check(name, is_count(getattr(self, name)), "a whole number >= 1")
         warmup = self.critic_warmup
-        self._check("critic_warmup", isinstance(warmup, int) and warmup >= 0, "a whole number >= 0")
+        self._check("critic_warmup", warmup == 0 or is_count(warmup), "a whole number >= 0")
         self._check("kl_coef", 0 <= self.kl_coef < inf, "a finite number >= 0")
         self._check("kl_target", self.kl_target is None or self.kl_target > 0, "a number > 0, or None")
         self._check("max_drop_frac", 0 <= self.max_drop_frac <= 1, "a share in [0, 1]")

@@ -189,6 +189,9 @@ def attend(
     softcap: float | None = None,
 ) -> Tensor:
     """The same as `attend_plain` without dropout, by batched products on the CPU. Returns [T, H, D]."""
+    if torch.is_autocast_enabled("cpu"):  # float32 rotations meet values in low precision
+        low = torch.get_autocast_dtype("cpu")
+        q_HTD, k_KTD, v_KTD = (x.to(low) for x in (q_HTD, k_KTD, v_KTD))
     output: Tensor = _Attend.apply(q_HTD, k_KTD, v_KTD, groups, scale, window, softcap)
     return output
 

@@ -28,22 +28,17 @@ NUMBERS = ("old_logprobs", "ref_logprobs", "old_values", "advantages", "returns"
 def examples(rows: Sequence[Example]) -> list[Example]:
     """Rows as groups: those of one prompt that stand next to each other share its computation."""
     groups = []
-    for prompt, members in groupby(rows, key=lambda row: tuple(row["prefix_ids"])):
+    for _, members in groupby(rows, key=lambda row: row["prefix_ids"]):
         joined = list(members)
-        first = {name: value for name, value in joined[0].items() if not _per_answer(value)}
+        first = joined[0]
         parts = {
             name: [part for member in joined for part in member[name]]
-            for name, value in joined[0].items()
-            if _per_answer(value)
+            for name, value in first.items()
+            if name != "prefix_ids" and isinstance(value, list)
         }
-        first |= {"prefix_ids": list(prompt), "prefix_weights": [0.0] * len(prompt)}
-        length = len(prompt) + sum(map(len, parts["continuation_ids"]))
+        length = len(first["prefix_ids"]) + sum(map(len, parts["continuation_ids"]))
         groups.append({**first, **parts, "length": length})
     return groups
-
-
-def _per_answer(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 @final

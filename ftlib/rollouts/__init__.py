@@ -1,6 +1,7 @@
 """Rollouts: completions drawn from a policy, and what they are worth."""
 
 from ftlib.batches import Rollout, Sampling
+from ftlib.rollouts import rewards
 from ftlib.rollouts.agreement import sampler_agreement
 from ftlib.rollouts.collect import Collected, Prompt, collect
 from ftlib.rollouts.sampler import FunctionSampler, Sampled, Sampler, prompt_seeds
@@ -19,5 +20,6 @@ __all__ = [
     "VLLMSampler",
     "collect",
     "prompt_seeds",
+    "rewards",
     "sampler_agreement",
 ]

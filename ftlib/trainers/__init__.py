@@ -2,8 +2,9 @@
 
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.dpo import DPOTrainer
+from ftlib.trainers.ppo import PPOTrainer
 from ftlib.trainers.result import TrainResult
 from ftlib.trainers.reward import RewardTrainer
 from ftlib.trainers.sft import SFTTrainer
 
-__all__ = ["DPOTrainer", "RewardTrainer", "SFTTrainer", "TrainResult", "Trainer"]
+__all__ = ["DPOTrainer", "PPOTrainer", "RewardTrainer", "SFTTrainer", "TrainResult", "Trainer"]

@@ -116,7 +116,8 @@ class Trainer(TrainedModel):
         self.learning_rate = model_capabilities(self.model).learning_rate if rate is None else rate
         # 3. what steps, who is told, and what is kept
         self._stops = Stops()
-        self.engine = self.make_engine(self.prepare_objective(self.default_objective() if objective is None else objective))
+        minimised = self.default_objective() if objective is None else objective
+        self.engine = self.make_engine(self.prepare_objective(minimised))
         self._progress = progress_display(self.config)
         self.callbacks = dispatcher(
             self.engine,

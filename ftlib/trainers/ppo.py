@@ -1,0 +1,458 @@
+"""Proximal policy optimisation of a language model: `train()` is `update(rollout(prompts))` in a loop.
+
+    rollout    1. complete the prompts    2. have the completions valued
+    update     3. read log-probabilities and values once    4. rewards, advantages, returns
+               5. epochs x minibatches optimiser steps on them    6. move the KL penalty
+
+The loss is `objectives.PPO`; its formulas are `losses.shape_rewards`, `gae`, `ppo_policy`, `ppo_value`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, ClassVar, cast, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from ftlib.adapters.attach import AnyModel
+from ftlib.batches import Mean, Rollout, Sampling
+from ftlib.data.encode import Encoder
+from ftlib.engine.engine import Engine, StepResult
+from ftlib.engine.ppo_config import PPOConfig
+from ftlib.errors import CapabilityError, ConfigError, ShapeError
+from ftlib.losses import AdaptiveKL, FixedKL, RunningMoments
+from ftlib.models.modes import no_dropout
+from ftlib.models.references import Kind, Reference, make_reference
+from ftlib.objectives import PPO, Objective
+from ftlib.objectives.ppo import Prepared
+from ftlib.objectives.rollout_rows import Example, examples, ptx_row
+from ftlib.objectives.rollout_scoring import read_rollouts
+from ftlib.rollouts import Prompt, Sampler, TransformersSampler, collect
+from ftlib.rollouts.rewards import Asking, Reward
+from ftlib.trainers.base import Trainer
+from ftlib.trainers.inputs import AnyAdapter
+from ftlib.trainers.ppo_critic import RATE, CriticKind, OwnCritic, make_critic, value_head_of
+from ftlib.trainers.ppo_health import Health
+from ftlib.trainers.ppo_inputs import AnyReward, encode_prompts, ids_of, resolve_reward
+from ftlib.trainers.ppo_metrics import derived
+from ftlib.trainers.snapshot import Stateful
+from ftlib.trainers.trained import Examples
+
+__all__ = ["PPOTrainer"]
+
+
+@final
+class PPOTrainer(Trainer):
+    """Trains a policy to write completions of higher reward, near a reference.
+
+    Args:
+        model: the policy; see `Trainer`.
+        prompts: strings, message lists, or records with a "prompt"; their other columns go to the reward.
+        eval_prompts: likewise, for `evaluate`.
+        tokenizer: see `Trainer`.
+        adapter: see `Trainer`.
+        reward: a function of (prompts, completions, **columns) that gives one number per row, None for a
+            row to leave out, a tensor of token rewards, or a `RewardOut`; plain or async. Or a reward
+            model, or the folder of a reward adapter trained on this base, with which it then shares it.
+        reference: "auto" takes the base under a fresh adapter and a copy of the present weights otherwise;
+            see `DPOTrainer`. None needs ``kl_coef=0``.
+        critic: "head" reads values off the policy's trunk, "adapter" trains a second adapter on the same
+            base, or a model of its own.
+        sampler: draws completions; None samples from the policy in memory.
+        config: a `PPOConfig`.
+        callbacks: see `Trainer`.
+        encoder: see `Trainer`; its formatter lays out prompts.
+        objective: replaces the `objectives.PPO` that the settings describe.
+        ptx_dataset: records whose likelihood joins every step, with `PPOConfig.ptx_coef`.
+
+    Raises:
+        ConfigError: options that clash.
+        CapabilityError: a model, adapter or sampler that PPO cannot use.
+
+    Example:
+        >>> def shorter(prompts, completions, **_):
+        ...     return [-len(text) / 100 for text in completions]
+        >>> trainer = PPOTrainer(model, prompts, reward=shorter)  # doctest: +SKIP
+        >>> for rows in batches_of(prompts):  # doctest: +SKIP
+        ...     trainer.update(trainer.rollout(rows))
+    """
+
+    config: PPOConfig
+    no_predictions: ClassVar[str] = "expected a trainer of examples, got PPO. Use rollout(prompts)."
+
+    def __init__(
+        self,
+        model: AnyModel | str | Path,
+        prompts: Any,
+        eval_prompts: Any = None,
+        *,
+        reward: AnyReward,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        adapter: AnyAdapter | None = None,
+        reference: Kind | nn.Module | Reference | None = "auto",
+        critic: CriticKind | AnyModel = "head",
+        sampler: Sampler | None = None,
+        config: PPOConfig | None = None,
+        callbacks: Sequence[TrainerCallback | type[TrainerCallback]] = (),
+        encoder: Encoder | None = None,
+        objective: PPO | None = None,
+        ptx_dataset: Any = None,
+    ) -> None:
+        settings = config or PPOConfig()
+        if not isinstance(settings, PPOConfig):
+            raise ConfigError(f"PPOTrainer: expected a PPOConfig, got {type(settings).__name__}.")
+        if (ptx_dataset is None) != (settings.ptx_coef == 0):
+            raise ConfigError("PPOTrainer: ptx_dataset and PPOConfig.ptx_coef need each other. Give both.")
+        self._critic_kind, self._given_reward, self._given_sampler = critic, reward, sampler
+        self._given_reference = reference
+        self.critic: OwnCritic | None = None
+        super().__init__(
+            model,
+            prompts,
+            eval_prompts,
+            tokenizer=tokenizer,
+            adapter=adapter,
+            config=settings,
+            callbacks=callbacks,
+            objective=objective,
+            encoder=encoder,
+        )
+        self.ptx_data = None if ptx_dataset is None else super()._encoded(ptx_dataset, "ptx_dataset")
+
+    # -- construction: the parts of the algorithm ------------------------------------------------
+
+    @property
+    def examples_per_step(self) -> int:
+        """Prompts of one rollout phase."""
+        return self.config.prompts
+
+    def default_objective(self) -> PPO:
+        """`objectives.PPO` with the settings of the run."""
+        named = {field.name for field in fields(PPO)} & {field.name for field in fields(PPOConfig)}
+        return PPO(critic=self._critic_kind == "head", **{name: getattr(self.config, name) for name in named})
+
+    def make_engine(self, objective: Objective) -> Engine:
+        """The policy's engine and the other roles, all made of the weights the policy has now."""
+        config, self.objective = self.config, cast(PPO, objective)
+        steps = self.steps * config.epochs_per_rollout * config.minibatches
+        self.reference = make_reference(self._given_reference, self.model, temperature=config.temperature)
+        if self.reference is None and config.kl_coef:
+            raise ConfigError(
+                f"PPOTrainer: kl_coef={config.kl_coef} needs a reference. Give one, or kl_coef=0."
+            )
+        self.critic = make_critic(
+            self._critic_kind, self.model, self.objective, config, steps=steps, rate=self.learning_rate
+        )
+        own_head = self.critic is None and self.objective.critic
+        engine = Engine(
+            self.model,
+            self.objective,
+            config,
+            steps,
+            self.learning_rate,
+            should_stop=lambda: self._stops.asked,
+            value_head=value_head_of(self.model) if own_head else None,
+            value_learning_rate=config.value_learning_rate or RATE * self.learning_rate,
+            before_update=lambda: self.callbacks.dispatch("on_pre_optimizer_step"),
+            after_update=lambda: self.callbacks.dispatch("on_optimizer_step"),
+        )
+        self.reward: Reward = resolve_reward(self._given_reward, self.model, self.tokenizer)
+        self.sampler_of_policy = self._given_sampler or TransformersSampler(self.model, self.tokenizer)
+        self.kl = (
+            FixedKL(config.kl_coef)
+            if config.kl_target is None
+            else AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
+        )
+        self.moments = RunningMoments()
+        self.health = Health(config)
+        self.sampling = self._sampling()
+        return engine
+
+    def _sampling(self) -> Sampling:
+        config, given = self.config, self.config.stop
+        known = ids_of(self.model, self.tokenizer) if given is None else given
+        return Sampling(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            max_new_tokens=config.max_new_tokens,
+            stop_ids=tuple(stop for stop in known if isinstance(stop, int)),
+            n=config.samples_per_prompt,
+            stop_strings=tuple(stop for stop in known if isinstance(stop, str)),
+        )
+
+    def stateful_parts(self) -> Mapping[str, Stateful]:
+        """Reference, critic, controller and running moments."""
+        parts = {"reference": self.reference, "critic": self.critic, "kl": self.kl, "moments": self.moments}
+        return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+
+    # -- the algorithm -----------------------------------------------------------------------------
+
+    def learn(self, rows: Examples) -> Mapping[str, Any]:
+        """One step of the plan."""
+        return self.update(self._collected(rows))
+
+    def rollout(self, prompts: Any) -> list[Rollout]:
+        """Complete prompts with the policy as it is now, and have the completions valued.
+
+        Args:
+            prompts: as for the trainer; `samples_per_prompt` completions of each.
+
+        Returns:
+            Rows with a reward; those without one are counted in the next `update`'s "dropped".
+        """
+        return self._collected(self._encoded(prompts, "rollout"))
+
+    def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Improve the policy on rollouts of it: `epochs_per_rollout` passes of `minibatches` steps.
+
+        Args:
+            rollouts: of this policy; log-probabilities and values that they lack are computed.
+
+        Returns:
+            The row that a run would log.
+        """
+        # 1. numbers that stay fixed during the update
+        known, entropy = self._read(rollouts)
+        # 2. rewards, advantages, returns
+        prepared = self.objective.prepare(self._scaled(known), beta=self.kl.beta)
+        # 3. optimiser steps
+        results = [self._step(prepared.rows, rows) for rows in self._minibatches(len(known))]
+        # 4. the penalty of the next rollout, and what to tell
+        kl = prepared.metrics["kl"]
+        self.kl.update(float(kl.value), int(kl.count))
+        row = self._count(self._summary(results, prepared, entropy), len(rollouts))
+        self.health.look(row)
+        return row
+
+    def step(  # type: ignore[override]  # PPO's step takes what was said, not examples
+        self,
+        queries: Sequence[Any],
+        responses: Sequence[Any],
+        rewards: Sequence[Any],
+        *,
+        masks: Sequence[Any] | None = None,
+        finished: Sequence[bool] | None = None,
+        logprobs: Sequence[Any] | None = None,
+    ) -> dict[str, float]:
+        """`update` on completions and rewards of one's own.
+
+        Args:
+            queries: prompts: strings, token ids or tensors.
+            responses: completions: strings, token ids or tensors, with the stop token if it was drawn.
+            rewards: a number each, or a tensor of token rewards.
+            masks: bool per response token, False where the policy did not sample; None is all True.
+            finished: whether each ended by itself; None reads it from the last sampled token.
+            logprobs: of the distribution that was sampled; needed with top-p or top-k.
+        """
+        rows = zip(queries, responses, rewards, strict=True)
+        made = [
+            self._rollout(
+                query,
+                response,
+                reward,
+                None if masks is None else masks[i],
+                None if finished is None else finished[i],
+                None if logprobs is None else logprobs[i],
+            )
+            for i, (query, response, reward) in enumerate(rows)
+        ]
+        return self.update(made)
+
+    # -- its steps ---------------------------------------------------------------------------------
+
+    @property
+    def iteration(self) -> int:
+        """Updates made so far."""
+        return self.boundary.counters.step
+
+    def _collected(self, rows: Examples) -> list[Rollout]:
+        self.sampler_of_policy.sync(self.model, self.iteration)
+        tokenizer = self.tokenizer
+        collected = collect(
+            self.sampler_of_policy,
+            [Prompt(row["prefix_ids"], row["prompt"], row["columns"]) for row in rows],
+            self.reward,
+            self.sampling,
+            decode=None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids))),
+            seed=self.config.seed,
+            iteration=self.iteration,
+            asking=Asking(max_drop_frac=self.config.max_drop_frac),
+        )
+        self._rollout_metrics = dict(collected.metrics)
+        return collected.rollouts
+
+    def _read(self, rollouts: Sequence[Rollout]) -> tuple[list[Rollout], Mean]:
+        if not rollouts:
+            raise ShapeError("PPOTrainer.update: expected at least one rollout, got none.")
+        policy = self.engine.scorer
+        critic = policy if self.objective.critic else None
+        if self.critic is not None:
+            critic = self.critic.engine.scorer
+        with torch.no_grad():
+            policy.train()
+            return read_rollouts(
+                rollouts,
+                policy,
+                critic=critic,
+                reference=self.reference,
+                temperature=self.config.temperature,
+                max_tokens=self.engine.max_tokens,
+                device=self.engine.device,
+            )
+
+    def _scaled(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
+        """Scores over their running standard deviation, where asked for; their mean stays."""
+        scored = [rollout.score for rollout in rollouts if rollout.score is not None]
+        if not self.config.scale_scores or not scored:
+            return rollouts
+        self.moments.update(torch.tensor(scored))
+        return [
+            rollout
+            if rollout.score is None
+            else replace(rollout, score=rollout.score / float(self.moments.std))
+            for rollout in rollouts
+        ]
+
+    def _minibatches(self, rows: int) -> Iterator[list[int]]:
+        """Of every epoch, the rows of each minibatch: an order from (seed, iteration, epoch) alone."""
+        for epoch in range(self.config.epochs_per_rollout):
+            order = np.random.default_rng((self.config.seed, self.iteration, epoch)).permutation(rows)
+            for part in np.array_split(order, self.config.minibatches):
+                yield sorted(int(index) for index in part)  # of one prompt next to each other
+
+    def _step(self, rows: Sequence[Example], chosen: Sequence[int]) -> list[StepResult]:
+        """One minibatch: the policy's optimiser step, and the critic's own where it has one."""
+        minibatch = examples([rows[index] for index in chosen])
+        minibatch += [ptx_row(row) for row in self._ptx_rows(len(chosen))]
+        warming = self.iteration < self.config.critic_warmup and (
+            self.critic is not None or self.objective.critic
+        )
+        results = []
+        with no_dropout(self.model):
+            if not warming:
+                results.append(self.engine.step(minibatch))
+            elif self.critic is None:
+                self.engine.objective = replace(
+                    self.objective, policy=False, trunk=False, entropy_coef=0.0, ptx_coef=0.0
+                )
+                try:
+                    results.append(self.engine.step(minibatch))
+                finally:
+                    self.engine.objective = self.objective
+        if self.critic is not None:
+            with no_dropout(self.critic.engine.model):
+                results.append(self.critic.engine.step(minibatch))
+        return results
+
+    def _ptx_rows(self, rows: int) -> list[Mapping[str, Any]]:
+        if self.ptx_data is None:
+            return []
+        random = np.random.default_rng((self.config.seed, self.engine.schedule.last_epoch, 7))
+        return [self.ptx_data[int(index)] for index in random.integers(len(self.ptx_data), size=rows)]
+
+    def _summary(
+        self, results: Sequence[Sequence[StepResult]], prepared: Prepared, entropy: Mean
+    ) -> StepResult:
+        """All optimiser steps of an update as one."""
+        flat = list(chain.from_iterable(results))
+        terms: dict[str, Mean] = {}
+        metrics: dict[str, Mean] = {}
+        for result in flat:
+            for merged, means in ((terms, result.terms), (metrics, result.metrics)):
+                for name, mean in means.items():
+                    merged[name] = merged[name] + mean if name in merged else mean
+        one = torch.ones(())
+        told: dict[str, Mean] = {
+            **{name: _cpu(mean) for name, mean in metrics.items()},
+            **self._rollout_metrics,
+            **prepared.metrics,
+            "entropy": entropy,
+            "beta": Mean(torch.tensor(self.kl.beta), one),
+            "first_ratio_deviation": _cpu(flat[0].metrics["ratio_deviation"]),
+            "optimizer_steps": Mean(torch.tensor(float(len(results))), one),
+        }
+        if self.critic is not None:
+            told["grad_norm_critic"] = Mean(torch.tensor(results[-1][-1].grad_norm), one)
+        self._rollout_metrics = {}
+        return replace(
+            results[-1][0],
+            terms={name: _cpu(mean) for name, mean in terms.items()},
+            metrics=told,
+            tokens=sum(int(row["length"]) for row in prepared.rows),
+            skipped=any(result.skipped for result in flat),
+        )
+
+    _rollout_metrics: Mapping[str, Mean] = {}
+
+    def shown(self, row: dict[str, float]) -> dict[str, float]:
+        """With explained variance and standard deviations in place of the squares they come from."""
+        return derived(row)
+
+    def _rollout(
+        self, query: Any, response: Any, reward: Any, mask: Any, finished: bool | None, logprobs: Any
+    ) -> Rollout:
+        prompt_ids = self._ids(query, prompt=True)
+        completion_ids = self._ids(response, prompt=False)
+        mask_L = (
+            torch.ones(len(completion_ids), dtype=torch.bool)
+            if mask is None
+            else torch.as_tensor(mask).bool()
+        )
+        if finished is None:
+            last = int(completion_ids[mask_L.nonzero()[-1]]) if bool(mask_L.any()) else -1
+            finished = last in self.sampling.stop_ids or not self.sampling.can_stop
+        per_token = isinstance(reward, Tensor) and reward.ndim == 1
+        return Rollout(
+            prompt_ids,
+            completion_ids,
+            mask_L,
+            finished,
+            score=None if per_token else float(reward),
+            token_rewards=cast(Tensor, reward).float() if per_token else None,
+            sampler_logprobs=None if logprobs is None else torch.as_tensor(logprobs).float(),
+            sampling=self.sampling,
+        )
+
+    def _ids(self, text: Any, *, prompt: bool) -> Tensor:
+        """Token ids of what the caller gave: strings are encoded, ids are taken as they are."""
+        if isinstance(text, str):
+            if prompt:
+                return torch.tensor(self.encoder.encode_prompt(text))
+            return torch.tensor(self._needed_tokenizer().encode(text, add_special_tokens=False))
+        return torch.as_tensor(text, dtype=torch.int64)
+
+    # -- the model in use --------------------------------------------------------------------------
+
+    def evaluate(self, dataset: Any = None) -> dict[str, float]:
+        """Mean reward, length and share of finished completions of the evaluation prompts, sampled.
+
+        Changes nothing; the same draws every time.
+        """
+        rows = self._to_evaluate(dataset)
+        before = self._rollout_metrics
+        try:
+            collected = self._collected(rows)
+            metrics = {f"eval_{name}": float(mean.value) for name, mean in self._rollout_metrics.items()}
+        finally:
+            self._rollout_metrics = before
+        scores = [rollout.score for rollout in collected if rollout.score is not None]
+        return {"eval_loss": -float(np.mean(scores)) if scores else math.nan, **metrics}
+
+    def predictions(self, data: Examples) -> list[dict[str, Any]]:  # noqa: ARG002
+        """Refused: PPO has prompts, not examples."""
+        raise CapabilityError(f"predict: {self.no_predictions}")
+
+    def _encoded(self, data: Any, name: str) -> Any:
+        return encode_prompts(data, lambda: self.encoder, name)
+
+
+def _cpu(mean: Mean) -> Mean:
+    return Mean(mean.sum.detach().cpu(), mean.count.detach().cpu())

@@ -1,0 +1,103 @@
+"""What a PPO trainer is given, turned into what it works with: prompts, stop ids, a reward function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftlib.adapters.attach import AnyModel, load_adapter
+from ftlib.data.encode import Encoder
+from ftlib.errors import ConfigError, DataError
+from ftlib.models.heads import as_reward_model
+from ftlib.models.parts import inner_model
+from ftlib.models.sharing import on_same_base
+from ftlib.rollouts.rewards import Reward, reward_model
+
+__all__ = ["AnyReward", "encode_prompts", "ids_of", "resolve_reward"]
+
+AnyReward = Reward | nn.Module | str | Path
+
+
+def encode_prompts(data: Any, encoder: Callable[[], Encoder], name: str) -> list[dict[str, Any]]:
+    """Prompts as rows with their ids, as they came, and their other columns.
+
+    Args:
+        data: strings, message lists, or rows with a "prompt"; a data set of such rows.
+        encoder: lays out prompts.
+        name: of the argument, for errors.
+
+    Raises:
+        DataError: no prompts, or rows without one; all of them are named.
+    """
+    rows = list(data) if not isinstance(data, Dataset) else [data[index] for index in range(len(data))]
+    if isinstance(data, str) or not rows:
+        raise DataError(f"{name}: expected a list of prompts, got {data!r:.60}.", code="empty_data")
+    if all(isinstance(row, Mapping) and "prefix_ids" in row for row in rows):
+        return rows
+    wrong = [i + 1 for i, row in enumerate(rows) if isinstance(row, Mapping) and not row.get("prompt")]
+    if wrong:
+        raise DataError(
+            f'{name}: expected a "prompt" in every row, got none in rows {wrong[:20]}.', code="bad_row"
+        )
+    return [_row(row, index, encoder()) for index, row in enumerate(rows)]
+
+
+def _row(row: Any, index: int, encoder: Encoder) -> dict[str, Any]:
+    prompt = row["prompt"] if isinstance(row, Mapping) else row
+    columns = (
+        {name: value for name, value in row.items() if name not in ("prompt", "_source")}
+        if isinstance(row, Mapping)
+        else {}
+    )
+    ids = encoder.encode_prompt({"prompt": prompt})
+    return {
+        "prefix_ids": ids,
+        "prefix_weights": [0.0] * len(ids),
+        "continuation_ids": [],
+        "continuation_weights": [],
+        "length": len(ids),
+        "source": f"<prompts>:{index + 1}",
+        "prompt": prompt,
+        "columns": columns,
+    }
+
+
+def ids_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """The ids that end a completion: EOS of tokenizer and generation config."""
+    named = inner_model(model).generation_config.eos_token_id
+    listed: Sequence[int] = [] if named is None else [named] if isinstance(named, int) else list(named)
+    own = [] if tokenizer is None or tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    return tuple(sorted({*listed, *own}))
+
+
+def resolve_reward(reward: AnyReward, policy: AnyModel, tokenizer: PreTrainedTokenizerBase | None) -> Reward:
+    """A reward function from what the caller gave.
+
+    Args:
+        reward: a function; a reward model; or the folder of a reward adapter, which is put on the policy's
+            own base.
+        policy: whose base that is.
+        tokenizer: of policy and reward model.
+
+    Raises:
+        ConfigError: a model without a tokenizer, or something else altogether.
+        CapabilityError: a policy whose base cannot be shared.
+    """
+    if isinstance(reward, str | Path):
+        base = as_reward_model(on_same_base(policy), tokenizer)
+        reward = load_adapter(base, Path(reward), trainable=False)
+    if isinstance(reward, PreTrainedModel | PeftModel):
+        if tokenizer is None:
+            raise ConfigError("PPOTrainer: a reward model needs a tokenizer. Give tokenizer=.")
+        return reward_model(reward.requires_grad_(False), tokenizer)
+    if isinstance(reward, nn.Module) or not callable(reward):
+        raise ConfigError(
+            f"PPOTrainer: expected reward as a function, a reward model or a folder, got {reward!r:.80}."
+        )
+    return cast(Reward, reward)
