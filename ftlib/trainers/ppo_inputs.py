@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel, load_adapter
 from ftlib.data.encode import Encoder
@@ -92,12 +91,12 @@ def resolve_reward(reward: AnyReward, policy: AnyModel, tokenizer: PreTrainedTok
     if isinstance(reward, str | Path):
         base = as_reward_model(on_same_base(policy), tokenizer)
         reward = load_adapter(base, Path(reward), trainable=False)
-    if isinstance(reward, PreTrainedModel | PeftModel):
+    if isinstance(reward, nn.Module):
         if tokenizer is None:
             raise ConfigError("PPOTrainer: a reward model needs a tokenizer. Give tokenizer=.")
         return reward_model(reward.requires_grad_(False), tokenizer)
-    if isinstance(reward, nn.Module) or not callable(reward):
+    if not callable(reward):
         raise ConfigError(
             f"PPOTrainer: expected reward as a function, a reward model or a folder, got {reward!r:.80}."
         )
-    return cast(Reward, reward)
+    return reward
