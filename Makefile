@@ -18,12 +18,13 @@ help:
 demo: $(VENV)/.installed-demo
 	@$(RUN) -m ftlib.demo
 
+# Passive: tiny products wait for each other more than they compute, and would spin on a busy machine.
 test: $(VENV)/.installed-dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
-	@$(RUN) -m pytest --doctest-modules ftlib tests
+	@OMP_WAIT_POLICY=passive $(RUN) -m pytest --doctest-modules ftlib tests
 
 bench: $(VENV)/.installed-demo
 	@$(RUN) -m benchmarks sft --baseline trl --pairs 3
