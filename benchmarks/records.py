@@ -53,8 +53,8 @@ class Run:
         user_seconds, system_seconds, minor_faults, major_faults, involuntary_switches: of the training loop.
         others_cpu: busiest other process before the run, in cores.
         wall_seconds: of all steps together.
-        ahead_seconds: spent on training before its first step, such as on a reference's log-probabilities;
-            loading and tokenising are not counted.
+        ahead_seconds: spent between building the trainer and its first step, on set-up and perhaps on a
+            reference's log-probabilities; loading and tokenising are not counted.
         epochs: passes over the data, all of the same number of steps.
         weights_dtype: of the base model's matrices.
         base_sha256: of the base weights, before and after training.

@@ -15,8 +15,8 @@ _READING = (
     "far the losses of the first steps are from those of a float32 run, which are the same for both."
 )
 _AHEAD = (
-    " S ahead: spent on training before the first step, on a reference's log-probabilities; no part of the "
-    "steps."
+    " S ahead: spent between building the trainer and its first step, on set-up and perhaps on a reference's "
+    "log-probabilities; no part of the steps."
 )
 
 
@@ -44,8 +44,10 @@ def _workload(result: Result) -> str:
     workload = result.workload
     steps = result.runs[0].steps if result.runs else []
     tokens, trained = sum(step.tokens for step in steps), sum(step.trained_tokens for step in steps)
+    twice = " (the prompt counted twice)" if workload.unit == "pairs" else ""
     lengths = (
-        f" of {tokens / workload.rows / workload.epochs:.0f} tokens, {trained / tokens:.0%} of them scored"
+        f" of {tokens / workload.rows / workload.epochs:.0f} tokens{twice}, "
+        f"{trained / tokens:.0%} of them scored"
         if tokens
         else ""
     )

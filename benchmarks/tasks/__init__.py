@@ -28,6 +28,8 @@ class Offer:
 
 TASKS = {
     "sft": Offer(2e-4, {"trl": ("trl", ("trl-tuned", "trl-flat"))}),
+    "reward": Offer(1e-4, {"trl": ("trl", ("trl-tuned",))}),
+    "dpo": Offer(5e-5, {"trl": ("trl", ("trl-tuned",))}),
 }
 
 

@@ -18,7 +18,7 @@ from benchmarks.summary import CLOSE, PARITY
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, ROWS = 3, 8
-TASKS = ("sft",)
+TASKS = ("sft", "reward", "dpo")
 EPOCHS = {"sft": 1, "reward": 1, "dpo": 2}
 
 pytestmark = [pytest.mark.slow, pytest.mark.oracle]
@@ -110,7 +110,7 @@ def test_float32_evaluations_agree(result, task):
     assert (trl.eval_accuracy is None) == (task == "sft")
 
 
-def test_dpo_starts_where_policy_and_reference_are_one(result, task):
+def test_where_policy_and_reference_are_one_the_loss_is_log_2(result, task):
     assert result.workload.starts_at == (math.log(2) if task == "dpo" else None)
     if task == "dpo":
         for run in every_run(result):
