@@ -9,12 +9,15 @@ from pathlib import Path
 import ftlib as ft
 from ftlib.demo.pipeline import Demo, fine_tune, pretrain, save_and_reload
 from ftlib.demo.preferences import optimise_preferences, preference_pairs, train_reward
+from ftlib.demo.rlhf import optimise_reward
 
 
 def main() -> None:
     """Run every phase and write the report."""
     parser = argparse.ArgumentParser(prog="python -m ftlib.demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for report and adapter")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_output"), help="folder for report and adapters"
+    )
     parser.add_argument("--model", help="a causal model's name or folder; default SmolLM2")
     parser.add_argument("--small", action="store_true", help="a few steps only, to see that it runs")
     options = parser.parse_args()
@@ -27,10 +30,12 @@ def main() -> None:
     train, held_out = preference_pairs(demo)
     train_reward(demo, train, held_out)
     optimise_preferences(demo, train, held_out)
+    optimise_reward(demo, train, held_out)
     save_and_reload(demo, asked)
     demo.say(f"The whole pipeline took {time.perf_counter() - began:.0f} s.")
     page = demo.report.write(options.out / "report.html")
-    print(f"\nReport: {page}\nAdapters: {options.out / 'adapter'}, {options.out / 'reward'}")
+    names = [str(options.out / name) for name in ("sft", "reward", "dpo", "ppo")]
+    print(f"\nReport: {page}\nAdapters: {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     1. domain pre-training: the language reference, held-out topics
     2. supervised fine-tuning: docstrings of the standard library, held-out modules
-    3. and 4.: a reward model and DPO, in `preferences.py`
-    5. save, and answer again from plain peft and transformers in a fresh process
+    3. and 4. a reward model and DPO: `preferences.py`
+    5. PPO with that reward model: `rlhf.py`
+    6. save, and answer again from plain peft and transformers in a fresh process
 
 Each phase prints a short account, adds its section to the report, and hands the model on.
 """
@@ -85,7 +86,7 @@ def pretrain(demo: Demo) -> None:
 
 
 def fine_tune(demo: Demo) -> list[str]:
-    """Phase 2: questions about the standard library. Returns the questions asked."""
+    """Phase 2: questions about the standard library. Saves the adapter and returns the questions asked."""
     began = demo.start("2. Supervised fine-tuning on the docstrings of the standard library")
     train, valid = split_pairs(docstring_pairs())
     valid = valid[:: max(1, len(valid) // (8 if demo.small else 160))]
@@ -109,17 +110,18 @@ def fine_tune(demo: Demo) -> list[str]:
         demo.report.answers(row["prompt"], old, new, row["completion"])
         told = f"before: {line(old)}\n  after:  {line(new)}\n  docs:   {row['completion']}"
         print(f"\n{row['prompt']}\n  {told}")
+    trainer.save(demo.folder / "sft")
     return [row["prompt"] for row in asked]
 
 
 def save_and_reload(demo: Demo, asked: Sequence[str]) -> None:
-    """Phase 5: the saved adapter in ftlib, and in a fresh process that knows only peft and transformers.
+    """Phase 6: the saved adapter in ftlib, and in a fresh process that knows only peft and transformers.
 
     Both in float32: in bfloat16 peft rounds W x before it adds the adapter (see docs/performance.md), and
     a greedy answer can turn on that.
     """
-    began = demo.start("5. The saved adapter in plain peft and transformers")
-    adapter, question = str(demo.folder / "adapter"), asked[0]
+    began = demo.start("6. The saved adapter in plain peft and transformers")
+    adapter, question = str(demo.folder / "sft"), asked[0]
     model, tokenizer = ft.load(demo.base, adapter=adapter, dtype="float32")
     encoder = ft.Encoder(tokenizer)
     prompt = encoder.encode_prompt([{"role": "user", "content": question}])

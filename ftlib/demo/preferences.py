@@ -103,7 +103,7 @@ def optimise_preferences(demo: Demo, train: Pairs, held_out: Pairs) -> None:
         content = prompt[0]["content"]
         demo.report.answers(content, old, new)
         print(f"\n{content}\n  before: {line(old)}\n  after:  {line(new)}")
-    trainer.save(demo.folder / "adapter")
+    trainer.save(demo.folder / "dpo")
 
 
 def _spread(rows: Sequence[Mapping[str, str]], count: int) -> list[Mapping[str, str]]:
