@@ -13,6 +13,7 @@ from torch import nn
 
 from ftlib.batches import PackedBatch
 from ftlib.errors import CapabilityError, ConfigError
+from ftlib.models.head import Entropy
 from ftlib.models.parts import Path
 from ftlib.models.plan import plan_for
 from ftlib.models.scoring import Scored, score
@@ -42,7 +43,7 @@ class Scorer(nn.Module):
         batch: PackedBatch,
         *,
         temperature: float = 1.0,
-        entropy: bool = False,
+        entropy: Entropy = False,
         hidden: bool = False,
         scores: bool = False,
         values: bool = False,
@@ -75,7 +76,7 @@ def forward(
     batch: PackedBatch,
     *,
     temperature: float = 1.0,
-    entropy: bool = False,
+    entropy: Entropy = False,
     hidden: bool = False,
     scores: bool = False,
     values: bool = False,
@@ -89,7 +90,7 @@ def forward(
             wrapper accelerate put around one.
         batch: on the model's device.
         temperature: divides the logits, > 0.
-        entropy: also return the entropy of each scored row.
+        entropy: also return the entropy of each scored row; "gradient" makes it differentiable.
         hidden: also return the hidden state of each continuation's last token.
         scores: return the scores of each continuation, read at its last token, instead of
             log-probabilities: what a model with a score head has, and must be asked for.

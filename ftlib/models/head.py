@@ -1,34 +1,38 @@
 """Log-probabilities of given tokens from hidden states, without the logits of the whole batch.
 
-For a scored row, with z = cap(W h + b) / temperature:
+For a scored row, with z = cap(scale W h + b) / temperature and p = softmax(z):
 
-    logp = z[y] - logsumexp(z)
-    d logp / dh = (W[y] cap'(y) - sum_v softmax(z)_v cap'(v) W[v]) / temperature
+    logp = z[y] - logsumexp(z)             d logp / dz_v = [v = y] - p_v
+    H = -sum_v p_v log p_v                 d H / dz_v = -p_v (log p_v + H)
 
-With a frozen head the forward computes both and keeps one vector per row, so the backward is a
-scaling by whatever coefficient comes from above: two matrix products per row for any loss that is a
-function of log-probabilities. A trainable head is recomputed in the backward (four products). A head
-that is not one linear map (an adapter on it, say) runs as a module, chunk by chunk, recomputed.
-Peak memory is one chunk of logits, whatever the number of rows.
+and dz_v / dh = scale cap'(v) W[v] / temperature. With a frozen head the forward computes the gradients
+too and keeps one vector per row and quantity, so the backward is a scaling by whatever coefficients come
+from above: two matrix products per row for any loss that is a function of log-probabilities, a third
+where the entropy's gradient is asked for. A trainable head is recomputed in the backward (four
+products). A head that is not one linear map (an adapter on it, say) runs as a module, chunk by chunk,
+recomputed. Peak memory is one chunk of logits, whatever the number of rows.
 
 Shapes: N scored rows, R rows of a chunk, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from ftlib.errors import ConfigError, ShapeError
+from ftlib.losses import entropy as entropy_of
 
-__all__ = ["Head", "HeadOutput", "head_logprobs"]
+__all__ = ["Entropy", "Head", "HeadOutput", "head_logprobs"]
 
 CHUNK = 256  # rows of logits held at once
+
+Entropy = bool | Literal["gradient"]  # none, its value alone, or a value that carries gradient
 
 
 @final
@@ -68,7 +72,8 @@ class HeadOutput:
 
     Args:
         logprobs_N: log-probability of each target in nats, at least float32.
-        entropy_N: entropy of each row's distribution in nats, detached; or None.
+        entropy_N: entropy of each row's distribution in nats, at least float32; or None. Detached, unless
+            its gradient was asked for.
     """
 
     logprobs_N: Tensor
@@ -76,7 +81,7 @@ class HeadOutput:
 
 
 def head_logprobs(
-    head: Head, hidden_ND: Tensor, targets_N: Tensor, *, temperature: float = 1.0, entropy: bool = False
+    head: Head, hidden_ND: Tensor, targets_N: Tensor, *, temperature: float = 1.0, entropy: Entropy = False
 ) -> HeadOutput:
     """Log-probabilities of `targets_N`, differentiable in the hidden states and in a trainable head.
 
@@ -85,11 +90,12 @@ def head_logprobs(
         hidden_ND: float [N, D].
         targets_N: int64 [N], below V.
         temperature: divides the logits, > 0.
-        entropy: also return each row's entropy (no gradient; use `losses.entropy` for one).
+        entropy: also return each row's entropy; "gradient" makes it differentiable as well, at the price
+            of one more matrix product where the head is frozen.
 
     Raises:
         ShapeError: ranks or lengths that do not fit.
-        ConfigError: a temperature that is not positive.
+        ConfigError: a temperature that is not positive, or another word for the entropy.
 
     Source: the gradient identity is that of the log-softmax; keeping it instead of logits follows
     the fused linear cross-entropy of Hsu et al. 2024 (Liger kernel, arXiv:2410.10989, section 3.2).
@@ -101,88 +107,173 @@ def head_logprobs(
         )
     if not temperature > 0:
         raise ConfigError(f"head_logprobs: expected a temperature > 0, got {temperature}.")
+    if entropy not in (False, True, "gradient"):
+        raise ConfigError(f"head_logprobs: expected entropy False, True or 'gradient', got {entropy!r}.")
     if not head.linear:
-        logprobs_N, entropy_N = _module_logprobs(head, hidden_ND, targets_N, temperature)
-    else:
-        matrix = cast(nn.Linear, head.module)
-        logprobs_N, entropy_N = _LinearHead.apply(
-            hidden_ND.to(matrix.weight.dtype),
-            matrix.weight,
-            matrix.bias,
-            targets_N,
-            head.scale,
-            head.softcap,
-            temperature,
-            entropy,
-        )
+        return _module_output(head, hidden_ND, targets_N, temperature, entropy)
+    if not torch.is_grad_enabled():
+        hidden_ND = hidden_ND.detach()  # needs_input_grad of a Function does not heed no_grad
+    matrix = cast(nn.Linear, head.module)
+    logprobs_N, entropy_N = _LinearHead.apply(
+        hidden_ND.to(matrix.weight.dtype),
+        matrix.weight,
+        matrix.bias,
+        targets_N,
+        head.scale,
+        head.softcap,
+        temperature,
+        entropy,
+    )
     return HeadOutput(logprobs_N, entropy_N if entropy else None)
 
 
-def _module_logprobs(
-    head: Head, hidden_ND: Tensor, targets_N: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    def chunk(hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+def _module_output(
+    head: Head, hidden_ND: Tensor, targets_N: Tensor, temperature: float, entropy: Entropy
+) -> HeadOutput:
+    def chunk(hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor | None]:
         logits_RV = head.logits(hidden_RD, temperature=temperature)
         logprobs_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)).log_softmax(-1)
-        entropy_R = -(logprobs_RV.exp() * logprobs_RV).sum(-1)
-        return logprobs_RV.gather(-1, targets_R[:, None])[:, 0], entropy_R.detach()
+        chosen_R = logprobs_RV.gather(-1, targets_R[:, None])[:, 0]
+        if not entropy:
+            return chosen_R, None
+        return chosen_R, entropy_of(logprobs_RV if entropy == "gradient" else logprobs_RV.detach())
 
     pieces = [
         checkpoint(chunk, hidden_RD, targets_R, use_reentrant=False)
         for hidden_RD, targets_R in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
     ]
     logprobs, entropies = zip(*pieces, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    return HeadOutput(torch.cat(logprobs), torch.cat(entropies) if entropy else None)
 
 
-def _chunk_probs(
-    hidden_RD: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    targets_R: Tensor,
-    scale: float,
-    softcap: float | None,
-    temperature: float,
-    out_RV: Tensor,
-    entropy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """One chunk: logprobs [R], unnormalised probabilities [R, V] (in `out_RV`), their sums [R], entropy.
+@final
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """R rows that met a linear head. The next chunk overwrites `probs_RV`.
 
-    The row maximum is subtracted before the exponential, so the largest term is exactly one in any dtype.
+    Args:
+        part: which rows they are.
+        logprobs_R: of their targets, at least float32.
+        probs_RV: probabilities times `sums_R`, in the dtype of the states; the largest is one.
+        sums_R: at least float32.
+        slope_RV: cap' at each logit; None without a softcap, or where it was not asked for.
     """
-    wide = torch.promote_types(hidden_RD.dtype, torch.float32)
-    scores_RV = torch.mm(hidden_RD, weight_VD.t(), out=out_RV)
-    if bias_V is not None:
-        scores_RV += bias_V
-    if softcap is not None:
-        scores_RV.mul_(scale / softcap).tanh_().mul_(softcap)
-    factor = (1.0 if softcap is not None else scale) / temperature
-    if factor != 1.0:
-        scores_RV *= factor
-    # the target's own logit by a float32 row product: the bf16 one carries 2 ** -9 relative error
-    target_R = (hidden_RD.to(wide) * weight_VD[targets_R].to(wide)).sum(-1)
-    if bias_V is not None:
-        target_R += bias_V[targets_R].to(wide)
-    if softcap is not None:
-        target_R = torch.tanh(target_R * (scale / softcap)) * softcap
-    target_R *= factor
-    largest_R1 = scores_RV.amax(-1, keepdim=True)
-    scores_RV.sub_(largest_R1)
-    negative_R = None
-    if entropy:
-        shifted_RV = scores_RV.to(wide)
-        negative_R = (shifted_RV.exp() * shifted_RV).sum(-1)
-    scores_RV.exp_()
-    sums_R = _row_sums(scores_RV, wide)
-    # that logit replaces the rounded one in the sum too, so that no log-probability exceeds zero
-    exact_R = torch.exp(target_R - largest_R1[:, 0].to(wide))
-    sums_R += exact_R - scores_RV.gather(1, targets_R[:, None])[:, 0].to(wide)
-    # indexed, because scatter_ copies all of a bf16 [R, V]
-    rows_R = torch.arange(len(targets_R), device=targets_R.device)
-    scores_RV[rows_R, targets_R] = exact_R.to(scores_RV.dtype)
-    lse_R = largest_R1[:, 0].to(wide) + sums_R.log()
-    entropy_R = None if negative_R is None else sums_R.log() - negative_R / sums_R
-    return target_R - lse_R, scores_RV, sums_R, entropy_R
+
+    part: slice
+    hidden_RD: Tensor
+    targets_R: Tensor
+    logprobs_R: Tensor
+    probs_RV: Tensor
+    sums_R: Tensor
+    slope_RV: Tensor | None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """A head that is one matrix, and the gradients of what it says."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    scale: float
+    softcap: float | None
+    temperature: float
+
+    def chunks(self, hidden_ND: Tensor, targets_N: Tensor, *, slope: bool) -> Iterator[_Chunk]:
+        """All rows in order, in one [R, V] of memory; with cap' if its gradient will be wanted."""
+        rows = len(hidden_ND)
+        scratch_RV = hidden_ND.new_empty(min(CHUNK, rows), len(self.weight_VD))
+        for start in range(0, rows, CHUNK):
+            part = slice(start, min(start + CHUNK, rows))
+            yield self._chunk(part, hidden_ND[part], targets_N[part], scratch_RV[: part.stop - start], slope)
+
+    def _chunk(
+        self, part: slice, hidden_RD: Tensor, targets_R: Tensor, out_RV: Tensor, slope: bool
+    ) -> _Chunk:
+        """The row maximum is subtracted before the exponential, so the largest term is one in any dtype."""
+        wide = torch.promote_types(hidden_RD.dtype, torch.float32)
+        scores_RV = torch.mm(hidden_RD, self.weight_VD.t(), out=out_RV)
+        # the target's own logit by a float32 row product: the bf16 one carries 2 ** -9 relative error
+        target_R = (hidden_RD.to(wide) * self.weight_VD[targets_R].to(wide)).sum(-1)
+        if self.bias_V is not None:
+            scores_RV += self.bias_V
+            target_R += self.bias_V[targets_R].to(wide)
+        slope_RV = None
+        if self.softcap is not None:
+            scores_RV.mul_(self.scale / self.softcap).tanh_()
+            slope_RV = 1 - scores_RV.square() if slope else None
+            scores_RV.mul_(self.softcap)
+            target_R = torch.tanh(target_R * (self.scale / self.softcap)) * self.softcap
+        factor = (1.0 if self.softcap is not None else self.scale) / self.temperature
+        if factor != 1.0:
+            scores_RV *= factor
+            target_R *= factor
+        largest_R1 = scores_RV.amax(-1, keepdim=True)
+        scores_RV.sub_(largest_R1).exp_()
+        sums_R = _row_sums(scores_RV, wide)
+        # that logit replaces the rounded one in the sum too, so that no log-probability exceeds zero
+        exact_R = torch.exp(target_R - largest_R1[:, 0].to(wide))
+        sums_R += exact_R - scores_RV.gather(1, targets_R[:, None])[:, 0].to(wide)
+        # indexed, because scatter_ copies all of a bf16 [R, V]
+        rows_R = torch.arange(len(targets_R), device=targets_R.device)
+        scores_RV[rows_R, targets_R] = exact_R.to(scores_RV.dtype)
+        logprobs_R = target_R - (largest_R1[:, 0].to(wide) + sums_R.log())
+        return _Chunk(part, hidden_RD, targets_R, logprobs_R, scores_RV, sums_R, slope_RV)
+
+    def logprob_grad(self, chunk: _Chunk) -> Tensor:
+        """Gradient d logp / dh of a chunk, at least float32 [R, D]. Overwrites its probabilities."""
+        chosen_RD = self.weight_VD[chunk.targets_R].to(chunk.sums_R.dtype)
+        if chunk.slope_RV is not None:
+            chosen_RD *= chunk.slope_RV.gather(1, chunk.targets_R[:, None])
+            chunk.probs_RV.mul_(chunk.slope_RV)
+        mean_RD = torch.mm(chunk.probs_RV, self.weight_VD) / chunk.sums_R[:, None]
+        return (chosen_RD - mean_RD) * (self.scale / self.temperature)
+
+    def entropy_grad(self, chunk: _Chunk, dscores_RV: Tensor) -> Tensor:
+        """Gradient d H / dh of a chunk, [R, D], from d H / dz."""
+        dscores_RV = dscores_RV.to(self.weight_VD.dtype)
+        if chunk.slope_RV is not None:
+            dscores_RV = dscores_RV * chunk.slope_RV
+        return torch.mm(dscores_RV, self.weight_VD) * (self.scale / self.temperature)
+
+    def grads(
+        self, hidden_ND: Tensor, targets_N: Tensor, dlogprobs_N: Tensor, dentropy_N: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients of the hidden states, weight and bias, from probabilities built again by chunks."""
+        wide = dlogprobs_N.dtype
+        dhidden_ND = torch.empty_like(hidden_ND)
+        dweight_VD = torch.zeros_like(self.weight_VD, dtype=wide)
+        dbias_V = None if self.bias_V is None else torch.zeros_like(self.bias_V, dtype=wide)
+        for chunk in self.chunks(hidden_ND, targets_N, slope=True):
+            dentropy_R = None if dentropy_N is None else dentropy_N[chunk.part]
+            dlogits_RV = self._dlogits(chunk, dlogprobs_N[chunk.part], dentropy_R)
+            dhidden_ND[chunk.part] = torch.mm(dlogits_RV, self.weight_VD)
+            dweight_VD += torch.mm(dlogits_RV.t(), chunk.hidden_RD)
+            if dbias_V is not None:
+                dbias_V += dlogits_RV.sum(0, dtype=wide)
+        return (
+            dhidden_ND,
+            dweight_VD.to(self.weight_VD.dtype),
+            None if self.bias_V is None or dbias_V is None else dbias_V.to(self.bias_V.dtype),
+        )
+
+    def _dlogits(self, chunk: _Chunk, dlogprobs_R: Tensor, dentropy_R: Tensor | None) -> Tensor:
+        """Gradient d loss / d (W h + b) of a chunk, [R, V], in place of its probabilities."""
+        factor = self.scale / self.temperature
+        coefficient_R1 = dlogprobs_R[:, None] * factor
+        spread_RV = None
+        if dentropy_R is not None:
+            _, spread_RV = _entropy(chunk.probs_RV, chunk.sums_R.dtype)
+            spread_RV *= dentropy_R[:, None] * factor
+        dlogits_RV = chunk.probs_RV
+        dlogits_RV *= (-coefficient_R1 / chunk.sums_R[:, None]).to(dlogits_RV.dtype)
+        rows_R = torch.arange(len(dlogprobs_R), device=dlogprobs_R.device)
+        dlogits_RV[rows_R, chunk.targets_R] += coefficient_R1[:, 0].to(dlogits_RV.dtype)
+        if spread_RV is not None:
+            dlogits_RV += spread_RV
+        if chunk.slope_RV is not None:
+            dlogits_RV *= chunk.slope_RV
+        return dlogits_RV
 
 
 def _row_sums(x_RV: Tensor, wide: torch.dtype) -> Tensor:
@@ -192,6 +283,21 @@ def _row_sums(x_RV: Tensor, wide: torch.dtype) -> Tensor:
     if x_RV.dtype is not torch.bfloat16 or not run:
         return x_RV.sum(-1, dtype=wide)
     return x_RV.view(len(x_RV), width // run, run).sum(-1).sum(-1, dtype=wide)
+
+
+def _entropy(weights_RV: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Entropy of p = weights / sum(weights), [R], and its gradient in log weights, [R, V], both in `wide`.
+
+        H = log sum(weights) - m,    dH / d log weights_v = p_v (m - log weights_v),    m = E_p[log weights]
+
+    A weight of zero adds nothing to either.
+    """
+    weights_RV = weights_RV.to(wide)
+    total_R1 = weights_RV.sum(-1, keepdim=True)
+    weighted_RV = (weights_RV + torch.finfo(wide).tiny).log_().mul_(weights_RV)
+    mean_R1 = weighted_RV.sum(-1, keepdim=True) / total_R1
+    grad_RV = weighted_RV.mul_(-1 / total_R1).addcmul_(weights_RV, mean_R1 / total_R1)
+    return (total_R1.log() - mean_R1)[:, 0], grad_RV
 
 
 class _LinearHead(torch.autograd.Function):
@@ -205,7 +311,7 @@ class _LinearHead(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         temperature: float,
-        entropy: bool,
+        entropy: Entropy,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         rows = len(hidden_ND)
@@ -214,121 +320,37 @@ class _LinearHead(torch.autograd.Function):
         trainable = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         keep = ctx.needs_input_grad[0] and not trainable
         grad_ND = torch.empty_like(hidden_ND) if keep else None
-        scratch_RV = hidden_ND.new_empty(min(CHUNK, rows), len(weight_VD))
-        for start in range(0, rows, CHUNK):
-            part = slice(start, min(start + CHUNK, rows))
-            hidden_RD, targets_R = hidden_ND[part], targets_N[part]
-            logprobs_N[part], probs_RV, sums_R, entropy_R = _chunk_probs(
-                hidden_RD,
-                weight_VD,
-                bias_V,
-                targets_R,
-                scale,
-                softcap,
-                temperature,
-                scratch_RV[: len(hidden_RD)],
-                entropy,
-            )
-            if entropy_R is not None:
-                entropy_N[part] = entropy_R
+        entropy_grad_ND = torch.empty_like(hidden_ND) if keep and entropy == "gradient" else None
+        linear = _Linear(weight_VD, bias_V, scale, softcap, temperature)
+        for chunk in linear.chunks(hidden_ND, targets_N, slope=keep):
+            logprobs_N[chunk.part] = chunk.logprobs_R
+            if entropy:
+                entropy_N[chunk.part], dscores_RV = _entropy(chunk.probs_RV, wide)
+                if entropy_grad_ND is not None:
+                    entropy_grad_ND[chunk.part] = linear.entropy_grad(chunk, dscores_RV)
             if grad_ND is not None:
-                grad_ND[part] = _hidden_grad(
-                    hidden_RD, weight_VD, bias_V, targets_R, probs_RV, sums_R, scale, softcap, temperature
-                )
-        ctx.mark_non_differentiable(entropy_N)
+                grad_ND[chunk.part] = linear.logprob_grad(chunk)
         ctx.options = (scale, softcap, temperature)
+        ctx.differentiable = entropy == "gradient"
+        if not ctx.differentiable:
+            ctx.mark_non_differentiable(entropy_N)
+        ctx.trainable = trainable
         if trainable:
             ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N)
         else:
-            ctx.save_for_backward(grad_ND)
-        ctx.trainable = trainable
+            ctx.save_for_backward(grad_ND, entropy_grad_ND)
         return logprobs_N, entropy_N
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.trainable:
-            (grad_ND,) = ctx.saved_tensors
-            return grad_ND * upstream_N[:, None].to(grad_ND.dtype), *[None] * 7
-        hidden_ND, weight_VD, bias_V, targets_N = ctx.saved_tensors
-        return *_recomputed_grads(upstream_N, hidden_ND, weight_VD, bias_V, targets_N, *ctx.options), *[
-            None
-        ] * 5
-
-
-def _cap_slope(
-    hidden_RD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float, softcap: float
-) -> Tensor:
-    """cap'(z) = 1 - tanh(z / softcap)^2, [R, V]."""
-    return 1 - torch.tanh(linear(hidden_RD, weight_VD, bias_V) * (scale / softcap)).square()
-
-
-def _hidden_grad(
-    hidden_RD: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    targets_R: Tensor,
-    probs_RV: Tensor,
-    sums_R: Tensor,
-    scale: float,
-    softcap: float | None,
-    temperature: float,
-) -> Tensor:
-    """Gradient d logp / dh of one chunk, [R, D]. Overwrites `probs_RV`."""
-    wide = sums_R.dtype
-    chosen_RD = weight_VD[targets_R].to(wide)
-    if softcap is not None:
-        slope_RV = _cap_slope(hidden_RD, weight_VD, bias_V, scale, softcap)
-        probs_RV *= slope_RV
-        chosen_RD = chosen_RD * slope_RV.gather(1, targets_R[:, None]).to(wide)
-    mean_RD = torch.mm(probs_RV, weight_VD).to(wide) / sums_R[:, None]
-    return ((chosen_RD - mean_RD) * (scale / temperature)).to(hidden_RD.dtype)
-
-
-def _recomputed_grads(
-    upstream_N: Tensor,
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    targets_N: Tensor,
-    scale: float,
-    softcap: float | None,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the hidden states, weight and bias, from probabilities built again chunk by chunk."""
-    rows = len(hidden_ND)
-    wide = upstream_N.dtype
-    dhidden_ND = torch.empty_like(hidden_ND)
-    dweight_VD = torch.zeros_like(weight_VD, dtype=wide)
-    dbias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
-    scratch_RV = hidden_ND.new_empty(min(CHUNK, rows), len(weight_VD))
-    for start in range(0, rows, CHUNK):
-        part = slice(start, min(start + CHUNK, rows))
-        hidden_RD, targets_R = hidden_ND[part], targets_N[part]
-        _, probs_RV, sums_R, _ = _chunk_probs(
-            hidden_RD,
-            weight_VD,
-            bias_V,
-            targets_R,
-            scale,
-            softcap,
-            temperature,
-            scratch_RV[: len(hidden_RD)],
-            False,
-        )
-        # d loss / d logits = c (onehot - p) cap' scale / temperature
-        coefficient_R1 = upstream_N[part, None] * (scale / temperature)
-        dlogits_RV = probs_RV.mul_((-coefficient_R1 / sums_R[:, None]).to(probs_RV.dtype))
-        rows_R = torch.arange(len(targets_R), device=targets_R.device)
-        dlogits_RV[rows_R, targets_R] += coefficient_R1[:, 0].to(dlogits_RV.dtype)
-        if softcap is not None:
-            dlogits_RV *= _cap_slope(hidden_RD, weight_VD, bias_V, scale, softcap)
-        dhidden_ND[part] = torch.mm(dlogits_RV, weight_VD)
-        dweight_VD += torch.mm(dlogits_RV.t(), hidden_RD)
-        if dbias_V is not None:
-            dbias_V += dlogits_RV.sum(0, dtype=wide)
-    return (
-        dhidden_ND,
-        dweight_VD.to(weight_VD.dtype),
-        None if bias_V is None or dbias_V is None else dbias_V.to(bias_V.dtype),
-    )
+    def backward(ctx: Any, dlogprobs_N: Tensor, dentropy_N: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.trainable:
+            hidden_ND, weight_VD, bias_V, targets_N = ctx.saved_tensors
+            linear = _Linear(weight_VD, bias_V, *ctx.options)
+            asked_N = dentropy_N if ctx.differentiable else None
+            return *linear.grads(hidden_ND, targets_N, dlogprobs_N, asked_N), *[None] * 5
+        grad_ND, entropy_grad_ND = ctx.saved_tensors
+        dhidden_ND = grad_ND * dlogprobs_N[:, None].to(grad_ND.dtype)
+        if entropy_grad_ND is not None:
+            dhidden_ND += entropy_grad_ND * dentropy_N[:, None].to(grad_ND.dtype)
+        return dhidden_ND, *[None] * 7

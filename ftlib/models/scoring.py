@@ -19,7 +19,7 @@ from ftlib.batches import PackedBatch, Span
 from ftlib.errors import ConfigError
 from ftlib.models.attention import grouped_scope
 from ftlib.models.checkpointing import grouped_recompute
-from ftlib.models.head import head_logprobs
+from ftlib.models.head import Entropy, head_logprobs
 from ftlib.models.layout import GroupLayout
 from ftlib.models.parts import Plan, ScoreHead
 
@@ -33,7 +33,7 @@ class Scored:
 
     Args:
         logprobs_N: log-probability of each target, nats, at least float32; empty from a score head.
-        entropy_N: entropy of each scored row, nats, detached; None unless asked for.
+        entropy_N: entropy of each scored row, nats; None unless asked for, detached unless as "gradient".
         last_CD: final hidden state at each continuation's last token; None unless asked for.
         scores_CK: what a score head says of each continuation, at least float32; else None.
         values_N: what a value head says of the state before each target, float32; None unless asked for.
@@ -55,7 +55,7 @@ def score(
     value_head: nn.Module | None = None,
     detach_values: bool = False,
     temperature: float = 1.0,
-    entropy: bool = False,
+    entropy: Entropy = False,
     hidden: bool = False,
     scores: bool = False,
 ) -> Scored:

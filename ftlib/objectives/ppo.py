@@ -267,7 +267,7 @@ class PPO:
             model,
             batch,
             temperature=self.temperature,
-            entropy="entropy" in self._terms,
+            entropy="gradient" if "entropy" in self._terms else False,
             values=self.critic,
             detach_values=not self.trunk,
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ftlib.batches import LossOutput, PackedBatch
 from ftlib.models import Scored
+from ftlib.models.head import Entropy
 
 __all__ = ["Needs", "Objective", "OfOneForward", "Prepared", "Referring"]
 
@@ -34,14 +35,15 @@ class Objective(Protocol):
 class Needs:
     """What an objective reads of a forward beside log-probabilities. The flags of `models.forward`."""
 
-    entropy: bool = False
+    entropy: Entropy = False
     hidden: bool = False
     scores: bool = False
     values: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         pairs = ((getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
-        return Needs(*(mine or theirs for mine, theirs in pairs))
+        # an entropy with a gradient serves those who read its value too
+        return Needs(*(theirs if theirs == "gradient" else mine or theirs for mine, theirs in pairs))
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ftlib.errors import ConfigError, ShapeError
 from ftlib.losses import entropy, token_logprobs
 from ftlib.models import head as head_module
-from ftlib.models.head import Head, head_logprobs
+from ftlib.models.head import Entropy, Head, head_logprobs
 
 N, D, V = 7, 5, 11
 ROWS_OF_A_CHUNK = 3  # three chunks, the last of one row
@@ -40,14 +40,28 @@ class TwoLayers(nn.Module):
         return self.outer(self.inner(hidden).tanh())
 
 
+def reference(head: Head, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of all logits at once, left to autograd."""
+    logits_NV = head.module(hidden_ND) * head.scale
+    if head.softcap is not None:
+        logits_NV = head.softcap * torch.tanh(logits_NV / head.softcap)
+    logprobs_N = token_logprobs(logits_NV, targets_N, temperature=temperature)
+    return logprobs_N, entropy(logits_NV / temperature)
+
+
 def problem(
     kind: str, *, bias: bool, softcap: float | None, scale: float, dtype: torch.dtype = torch.float64
 ) -> tuple[Head, Tensor, Tensor]:
     module = TwoLayers(bias) if kind == "module" else nn.Linear(D, V, bias=bias)
     module = module.to(dtype).requires_grad_(kind != "frozen")
-    return Head(module, softcap, scale), torch.randn(N, D, dtype=dtype), torch.randint(V, (N,))
+    return Head(module, softcap, scale), torch.randn(N, D, dtype=dtype), targets()
 
 
+def targets() -> Tensor:
+    return torch.randint(V, (N,))
+
+
+ENTROPIES: tuple[Entropy, ...] = (False, True, "gradient")
 GRID = [
     pytest.param(kind, bias, softcap, scale, temperature, id=f"{kind}-{name}")
     for kind in ("frozen", "trainable", "module")
@@ -68,12 +82,11 @@ def test_equals_the_log_softmax_of_the_logits(
     kind: str, bias: bool, softcap: float | None, scale: float, temperature: float
 ) -> None:
     head, hidden_ND, targets_N = problem(kind, bias=bias, softcap=softcap, scale=scale)
-    logits_NV = head.module(hidden_ND) * scale
-    if softcap is not None:
-        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    logprobs_N, entropy_N = reference(head, hidden_ND.requires_grad_(), targets_N, temperature)
     output = head_logprobs(head, hidden_ND, targets_N, temperature=temperature, entropy=True)
-    assert_close(output.logprobs_N, token_logprobs(logits_NV, targets_N, temperature=temperature))
-    assert_close(output.entropy_N, entropy(logits_NV / temperature).detach())
+    assert_close(output.logprobs_N, logprobs_N)
+    assert_close(output.entropy_N, entropy_N)
+    assert output.logprobs_N.requires_grad
     assert output.entropy_N is not None
     assert not output.entropy_N.requires_grad
 
@@ -94,12 +107,123 @@ def test_gradients_are_those_of_finite_differences_under_any_coefficients(
     assert torch.autograd.gradcheck(loss, (hidden_ND.requires_grad_(), *weights))
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("kind", "bias", "softcap", "scale", "temperature"), GRID)
+def test_gradients_of_the_entropy_too_are_those_of_finite_differences(
+    kind: str, bias: bool, softcap: float | None, scale: float, temperature: float
+) -> None:
+    head, hidden_ND, targets_N = problem(kind, bias=bias, softcap=softcap, scale=scale)
+    weights = [weight for weight in head.module.parameters() if weight.requires_grad]
+
+    def outputs(hidden_ND: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        output = head_logprobs(head, hidden_ND, targets_N, temperature=temperature, entropy="gradient")
+        assert output.entropy_N is not None
+        return output.logprobs_N, output.entropy_N
+
+    assert torch.autograd.gradcheck(outputs, (hidden_ND.requires_grad_(), *weights))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("kind", "bias", "softcap", "scale", "temperature"), GRID)
+def test_both_gradients_together_are_those_of_autograd_through_the_logits(
+    kind: str, bias: bool, softcap: float | None, scale: float, temperature: float
+) -> None:
+    head, hidden_ND, targets_N = problem(kind, bias=bias, softcap=softcap, scale=scale)
+    wanted = [hidden_ND.requires_grad_(), *(x for x in head.module.parameters() if x.requires_grad)]
+    upstream = torch.randn(N, dtype=torch.float64), torch.randn(N, dtype=torch.float64)
+    output = head_logprobs(head, hidden_ND, targets_N, temperature=temperature, entropy="gradient")
+    assert output.entropy_N is not None
+    found = torch.autograd.grad((output.logprobs_N, output.entropy_N), wanted, upstream)
+    expected = torch.autograd.grad(reference(head, hidden_ND, targets_N, temperature), wanted, upstream)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trainable", "module"])
+def test_a_gradient_of_the_log_probabilities_alone_is_the_same_with_or_without_one_of_the_entropy(
+    kind: str,
+) -> None:
+    head, hidden_ND, targets_N = problem(kind, bias=True, softcap=None, scale=1.0)
+    wanted = [hidden_ND.requires_grad_(), *(x for x in head.module.parameters() if x.requires_grad)]
+    plain, both = (
+        torch.autograd.grad(head_logprobs(head, hidden_ND, targets_N, entropy=asked).logprobs_N.sum(), wanted)
+        for asked in ENTROPIES[::2]
+    )
+    assert_close(plain, both)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trainable", "module"])
+def test_an_impossible_token_adds_no_entropy_and_no_gradient(kind: str) -> None:
+    head, hidden_ND, _ = problem(kind, bias=True, softcap=None, scale=1.0)
+    last = head.module.outer if isinstance(head.module, TwoLayers) else head.module
+    with torch.no_grad():
+        last.bias[-1] = -torch.inf
+    targets_N = torch.randint(V - 1, (N,))
+    output = head_logprobs(head, hidden_ND.requires_grad_(), targets_N, entropy="gradient")
+    _, entropy_N = reference(head, hidden_ND, targets_N, 1.0)
+    assert output.entropy_N is not None
+    assert_close(output.entropy_N, entropy_N)
+    (found_ND,) = torch.autograd.grad(output.entropy_N.sum(), hidden_ND)
+    assert_close(found_ND, torch.autograd.grad(entropy_N.sum(), hidden_ND)[0])
+
+
+class Products(TorchDispatchMode):
+    """How many matrix products ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("softcap", [None, 0.8])
+@pytest.mark.parametrize(
+    ("kind", "products"),
+    [
+        ("frozen", (2, 2, 3)),  # logits and one gradient; the entropy's is another
+        ("trainable", (4, 4, 4)),  # logits, logits again, gradients of the states and of the weight
+        ("module", (4, 4, 4)),
+    ],
+)
+def test_only_the_gradient_of_the_entropy_of_a_frozen_head_costs_another_product(
+    kind: str, products: tuple[int, int, int], softcap: float | None
+) -> None:
+    matrix = nn.Linear(D, V).requires_grad_(kind != "frozen")
+    head = Head(nn.Sequential(matrix) if kind == "module" else matrix, softcap)
+    counted = []
+    for asked in ENTROPIES:
+        with Products() as run:
+            output = head_logprobs(head, torch.randn(N, D, requires_grad=True), targets(), entropy=asked)
+            total = output.logprobs_N.sum()
+            if asked == "gradient":
+                assert output.entropy_N is not None
+                total = total + output.entropy_N.sum()
+            total.backward()
+        counted.append(run.count)
+    assert tuple(counted) == products
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trainable", "module"])
+def test_without_gradients_the_logits_are_the_only_product(kind: str) -> None:
+    matrix = nn.Linear(D, V).requires_grad_(kind != "frozen")
+    head = Head(nn.Sequential(matrix) if kind == "module" else matrix, 0.8)
+    hidden_ND = torch.randn(N, D, requires_grad=True)
+    with torch.no_grad(), Products() as run:
+        output = head_logprobs(head, hidden_ND, targets(), entropy="gradient")
+    assert run.count == 1
+    assert output.entropy_N is not None
+    assert not output.entropy_N.requires_grad
+
+
 def test_no_rows_give_no_log_probabilities_and_a_zero_gradient() -> None:
     head, hidden_ND, targets_N = problem("trainable", bias=True, softcap=None, scale=1.0)
     empty_0D = hidden_ND[:0].requires_grad_()
-    output = head_logprobs(head, empty_0D, targets_N[:0], entropy=True)
-    output.logprobs_N.sum().backward()
-    assert output.logprobs_N.shape == (0,)
+    output = head_logprobs(head, empty_0D, targets_N[:0], entropy="gradient")
+    assert output.entropy_N is not None
+    (output.logprobs_N.sum() + output.entropy_N.sum()).backward()
+    assert output.logprobs_N.shape == output.entropy_N.shape == (0,)
     assert_close(head.module.weight.grad, torch.zeros(V, D, dtype=torch.float64))
 
 
@@ -157,8 +281,51 @@ def test_bf16_gradients_point_where_those_of_float32_do() -> None:
     head_logprobs(rough, found_ND, targets_N).logprobs_N.sum().backward()
     head_logprobs(exact, expected_ND, targets_N).logprobs_N.sum().backward()
     assert found_ND.grad is not None
-    cosine = torch.cosine_similarity(found_ND.grad.float().flatten(), expected_ND.grad.flatten(), dim=0)
-    assert float(cosine) > 0.9999
+    assert cosine(found_ND.grad, expected_ND.grad) > 0.9999
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a.float().flatten(), b.float().flatten(), dim=0))
+
+
+@pytest.mark.parametrize("std", [1.0, 30.0])
+def test_the_entropy_in_bf16_errs_by_the_rounding_of_its_logits_alone(std: float) -> None:
+    """dH = -sum p (log p + H) dz and sum p |log p + H| <= 2 H <= 2 log V, with dz as for logsumexp above."""
+    rough, exact, hidden_ND, targets_N = wide_problem(std)
+    ours_N = head_logprobs(rough, hidden_ND, targets_N, entropy=True).entropy_N
+    expected_N = head_logprobs(exact, hidden_ND.float(), targets_N, entropy=True).entropy_N
+    largest = float(exact.logits(hidden_ND.float()).abs().max())
+    assert ours_N is not None
+    assert expected_N is not None
+    assert ours_N.dtype == torch.float32
+    assert float((ours_N - expected_N).abs().max()) <= 2**-9 * (3 * largest + 2) * 2 * float(expected_N.max())
+
+
+def test_the_entropy_of_a_certain_token_in_bf16_is_zero() -> None:
+    """Its exact logit lies above its rounded one for half of such rows, and so does its weight above one."""
+    rough, _, hidden_ND, _ = wide_problem(3000.0)
+    targets_N = rough.logits(hidden_ND).argmax(-1)
+    output = head_logprobs(rough, hidden_ND, targets_N, entropy=True)
+    certain_N = output.logprobs_N > -1e-6
+    assert int(certain_N.sum()) > 10
+    assert output.entropy_N is not None
+    assert_close(output.entropy_N[certain_N], torch.zeros(int(certain_N.sum())), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_bf16_gradients_of_the_entropy_point_where_those_of_float32_do(trainable: bool) -> None:
+    rough, exact, hidden_ND, targets_N = wide_problem(1.0)
+    gradients = []
+    for head, states_ND in ((rough, hidden_ND), (exact, hidden_ND.float())):
+        head.module.requires_grad_(trainable)
+        states_ND.requires_grad_()
+        entropy_N = head_logprobs(head, states_ND, targets_N, entropy="gradient").entropy_N
+        assert entropy_N is not None
+        wanted = [states_ND, *head.module.parameters()] if trainable else [states_ND]
+        gradients.append(torch.autograd.grad(entropy_N.sum(), wanted))
+    for found, expected in zip(*gradients, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert cosine(found, expected) > 0.9999
 
 
 class LargestTensor(TorchDispatchMode):
@@ -186,9 +353,9 @@ def test_memory_does_not_grow_with_rows_times_vocabulary(kind: str) -> None:
     module.requires_grad_(kind != "frozen")
     hidden_ND, targets_N = torch.randn(rows, width, requires_grad=True), torch.randint(vocabulary, (rows,))
     with LargestTensor() as largest:
-        head_logprobs(
-            Head(module, softcap=2.0), hidden_ND, targets_N, entropy=True
-        ).logprobs_N.sum().backward()
+        output = head_logprobs(Head(module, softcap=2.0), hidden_ND, targets_N, entropy="gradient")
+        assert output.entropy_N is not None
+        (output.logprobs_N.sum() + output.entropy_N.sum()).backward()
     bound = max(ROWS_OF_A_CHUNK * vocabulary, vocabulary * width, rows * width)
     assert bound < rows * vocabulary / 10
     assert 0 < largest.elements <= bound
@@ -216,13 +383,16 @@ def test_nothing_is_saved_without_gradients(kind: str, saved: list[Tensor]) -> N
     assert saved == []
 
 
-def test_a_frozen_head_saves_one_vector_per_row(saved: list[Tensor]) -> None:
-    head, hidden_ND, targets_N = problem("frozen", bias=True, softcap=None, scale=1.0)
-    head_logprobs(head, hidden_ND.requires_grad_(), targets_N)
-    assert [tuple(tensor.shape) for tensor in saved] == [(N, D)]
+@pytest.mark.parametrize(("asked", "vectors"), [(False, 1), (True, 1), ("gradient", 2)])
+def test_a_frozen_head_saves_one_vector_per_row_and_gradient(
+    asked: Entropy, vectors: int, saved: list[Tensor]
+) -> None:
+    head, hidden_ND, targets_N = problem("frozen", bias=True, softcap=0.8, scale=1.0)
+    head_logprobs(head, hidden_ND.requires_grad_(), targets_N, entropy=asked)
+    assert [tuple(tensor.shape) for tensor in saved] == vectors * [(N, D)]
 
 
-def test_shapes_that_do_not_fit_and_temperatures_that_are_not_positive_are_refused() -> None:
+def test_shapes_temperatures_and_words_that_do_not_fit_are_refused() -> None:
     head, hidden_ND, targets_N = problem("frozen", bias=False, softcap=None, scale=1.0)
     with pytest.raises(ShapeError, match=r"got \(7, 5\) and \(6,\)"):
         head_logprobs(head, hidden_ND, targets_N[1:])
@@ -230,3 +400,5 @@ def test_shapes_that_do_not_fit_and_temperatures_that_are_not_positive_are_refus
         head_logprobs(head, hidden_ND[None], targets_N)
     with pytest.raises(ConfigError, match=r"temperature > 0, got 0\.0"):
         head_logprobs(head, hidden_ND, targets_N, temperature=0.0)
+    with pytest.raises(ConfigError, match=r"False, True or 'gradient', got 'grad'"):
+        head_logprobs(head, hidden_ND, targets_N, entropy="grad")  # type: ignore[arg-type]
