@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from ftlib.adapters.capability import capabilities_of
 from ftlib.errors import CapabilityError
 
-__all__ = ["active_adapters", "is_identity", "names_in", "parameters_in_use", "tuner_layers", "why_not_off"]
+__all__ = [
+    "active_adapters",
+    "idle_weights",
+    "is_identity",
+    "names_in",
+    "parameters_in_use",
+    "tuner_layers",
+    "why_not_off",
+]
 
 
 def tuner_layers(model: nn.Module) -> Iterator[Any]:
@@ -89,6 +97,20 @@ def _walk_part(
         yield where, part
     else:
         yield from _walk(part, f"{where}.", adapters)
+
+
+def idle_weights(model: nn.Module) -> frozenset[int]:
+    """`id`s of the weights that nothing reads: of modules that the active adapters train whole, as copies."""
+    replaced = tuple(
+        f"{name}.original_module."
+        for name, layer in model.named_modules()
+        if isinstance(layer, ModulesToSaveWrapper)
+        and not layer.disable_adapters
+        and names_in(layer, layer.active_adapters)
+    )
+    named = list(model.named_parameters(remove_duplicate=False))
+    idle = frozenset(id(weight) for name, weight in named if name.startswith(replaced))
+    return idle - {id(weight) for name, weight in named if not name.startswith(replaced)}
 
 
 def is_identity(model: nn.Module) -> bool:

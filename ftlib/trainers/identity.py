@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from ftlib.adapters.attach import AnyModel
 from ftlib.engine.engine import Engine
 from ftlib.engine.manifest import versions
+from ftlib.models.adapted import idle_weights
 from ftlib.models.fingerprints import config_settings, hash_tensors
+from ftlib.models.references import Cached, FrozenCopy
 from ftlib.trainers.fingerprint import data_fingerprint
 from ftlib.trainers.snapshot import Stateful
 
@@ -40,9 +42,16 @@ def identity(engine: Engine, model: AnyModel, data: Dataset | Sequence[Mapping[s
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """SHA-256 over the frozen weights, by name."""
-    frozen = ((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
-    return hash_tensors(frozen)
+    """SHA-256 over the frozen weights that are read, by name.
+
+    Under an adapter with a score head of its own, the head of its base, drawn anew in every process, is not.
+    """
+    idle = idle_weights(model)
+    return hash_tensors(
+        (name, weight)
+        for name, weight in model.named_parameters()
+        if not weight.requires_grad and id(weight) not in idle
+    )
 
 
 def adapter_settings(model: AnyModel) -> dict[str, Any] | None:
@@ -56,7 +65,8 @@ def adapter_settings(model: AnyModel) -> dict[str, Any] | None:
 def plain(value: Any) -> Any:
     """A setting as JSON holds it, the same in every process: functions and objects by name, sets sorted.
 
-    Fields that a `Stateful` object keeps in its state are no settings.
+    Fields that a `Stateful` object keeps in its state are no settings, nor are the weights of a reference; a
+    model given as one is not in the state, and known by its weights.
     """
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
@@ -68,6 +78,10 @@ def plain(value: Any) -> Any:
         return sorted(map(str, value))
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, Cached):
+        return {"type": "Cached", "reference": plain(value.reference)}
+    if isinstance(value, FrozenCopy) and not value.state_dict():
+        return {"type": "FrozenCopy", "weights": value.fingerprint()}
     if is_dataclass(value) and not isinstance(value, type):
         state = value.state_dict() if isinstance(value, Stateful) else {}
         names = [field.name for field in fields(value) if field.name not in state]
