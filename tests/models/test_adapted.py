@@ -9,6 +9,7 @@ from ftlib.models.adapted import idle_weights
 from tests.models_zoo import tiny_model
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
 @pytest.mark.parametrize(
     ("tied", "idle"), [(False, {"lm_head"}), (True, set())], ids=["own head", "tied head"]
 )
