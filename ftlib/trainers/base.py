@@ -13,9 +13,13 @@ A subclass says what is minimised and how records become examples:
 | what is predicted of each example | `predictions` | its loss and weight |
 | why it writes no text | `no_generation` | it does |
 | what else a checkpoint holds | `stateful_parts` | the objective, if it has a state |
+| examples of one step of the plan | `examples_per_step` | `batch_size` |
+| what that step does with them | `learn` | one optimiser step |
+| what makes optimiser steps | `make_engine` | an `Engine` |
+| the row that is logged | `shown` | as it is |
 
-Evaluation, prediction, generation and saving are in `ftlib.trainers.trained`, the step in `ftlib.engine`,
-checkpoints in `ftlib.trainers.checkpoints`.
+What is due between steps is in `ftlib.trainers.boundaries`; evaluation, prediction, generation and saving in
+`ftlib.trainers.trained`; the step in `ftlib.engine`.
 """
 
 from __future__ import annotations
@@ -27,7 +31,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ftlib.adapters import model_capabilities
@@ -35,13 +38,13 @@ from ftlib.adapters.attach import AnyModel
 from ftlib.batches import PackedBatch
 from ftlib.data.encode import Encoder
 from ftlib.data.sampler import StepSampler
-from ftlib.engine.callbacks import update_best
 from ftlib.engine.config import TrainConfig
 from ftlib.engine.determinism import capture_rng, modes, restore_rng, rng_scope
 from ftlib.engine.engine import Engine, RandomState, StepResult, Stopped
-from ftlib.engine.window import LogWindow, peak_memory, step_row
+from ftlib.engine.window import step_row
 from ftlib.errors import ConfigError
 from ftlib.objectives import Objective
+from ftlib.trainers.boundaries import REQUESTS, Boundaries
 from ftlib.trainers.checkpoints import Checkpoints
 from ftlib.trainers.identity import identity
 from ftlib.trainers.inputs import AnyAdapter, resolve_model
@@ -49,14 +52,11 @@ from ftlib.trainers.observers import dispatcher, progress_display
 from ftlib.trainers.result import TrainResult, result_of
 from ftlib.trainers.snapshot import Boundary, Stateful
 from ftlib.trainers.stops import Stops
-from ftlib.trainers.trained import TrainedModel
 
 __all__ = ["Trainer"]
 
-_REQUESTS = ("should_log", "should_evaluate", "should_save")  # what a step boundary may owe
 
-
-class Trainer(TrainedModel):
+class Trainer(Boundaries):
     """Supervised training on one device or several ranks. Use a subclass.
 
     Args:
@@ -136,9 +136,9 @@ class Trainer(TrainedModel):
             parts=self.stateful_parts,
         )
         self.boundary = Boundary()
-        self._epoch_ends = False  # and its end is not yet told
+        self._epoch_ends = False
         self._random: RandomState | None = None  # where an earlier `train()` left the generators
-        self._best_weights: dict[str, Tensor] | None = None  # where no checkpoint holds them
+        self._best_weights = None
         self.callbacks.dispatch("on_init_end")
 
     # -- what a subclass says ------------------------------------------------------------------
@@ -182,10 +182,6 @@ class Trainer(TrainedModel):
     def learn(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         """What one step of the plan does with its examples."""
         return self.step(rows)
-
-    def shown(self, row: dict[str, float]) -> dict[str, float]:
-        """The row of a step or of several, as it is logged."""
-        return row
 
     def stateful_parts(self) -> Mapping[str, Stateful]:
         """What has a state beside weights and optimiser, such as a moving reference; by name.
@@ -264,103 +260,8 @@ class Trainer(TrainedModel):
             raise
         self.boundary.counters.seconds += time.perf_counter() - began
         self._tell_state()
-        step, config, control = self.boundary.counters.step, self.config, self.callbacks.control
-        control.should_log |= _due(step, config.log_steps)
-        control.should_evaluate |= _due(step, config.eval_steps)
-        control.should_save |= _due(step, config.save_steps)
-        self._ask_for_the_last()
-        self._epoch_ends = self.sampler.state_dict()["offset"] == 0
+        self._ask_for_the_planned()
         self.callbacks.dispatch("on_step_end")
-
-    def _done(self) -> bool:
-        """All steps are made, or all epochs passed; a callback may have ended some of these early."""
-        passed = self.config.max_steps is None and self.sampler.state_dict()["epoch"] >= self.config.epochs
-        return passed or self.boundary.counters.step >= self.steps
-
-    # -- what is due at a boundary -------------------------------------------------------------
-
-    def _settle(self) -> None:
-        """Everything that is due here, by the plan or at a callback's request; last the epoch's end."""
-        self._report_and_save()
-        self._epoch_ends |= self.engine.agreed(self.callbacks.control.should_epoch_stop)
-        if self._epoch_ends:
-            self._end_epoch()
-            self._report_and_save()  # what its end asked for
-
-    def _end_epoch(self) -> None:
-        cursor = self.sampler.state_dict()
-        if cursor["offset"]:  # a callback wants the rest of it left out
-            self.sampler.load_state_dict({"epoch": cursor["epoch"] + 1, "offset": 0})
-            self._tell_state()
-            self._ask_for_the_last()
-        self.callbacks.dispatch("on_epoch_end")
-        self._epoch_ends = self.callbacks.control.should_epoch_stop = False
-
-    def _ask_for_the_last(self) -> None:
-        """The last step is always logged, and evaluated if any is; once."""
-        control, step = self.callbacks.control, self.boundary.counters.step
-        evaluated = {row["step"] for row in self.boundary.history[-2:] if "loss" not in row}
-        control.should_log |= self._done()
-        control.should_evaluate |= (
-            self._done() and self.config.eval_steps is not None and step not in evaluated
-        )
-
-    def _report_and_save(self) -> None:
-        if self.callbacks.control.should_log and self.boundary.window.sums:
-            self._log()
-        best = self.callbacks.control.should_evaluate and self._evaluate_and_log()
-        if self.callbacks.control.should_save or (best and self.config.load_best):
-            self._save(best=best)
-
-    def _log(self) -> None:
-        counters, window = self.boundary.counters, self.boundary.window
-        row = {
-            "step": counters.step,
-            **self.shown(window.row()),
-            "tokens": counters.tokens,
-            "epoch": self._epoch(),
-            "tokens_per_second": window.speed(),
-            "peak_memory_bytes": peak_memory(self.engine.device),
-        }
-        self.boundary.window = LogWindow()
-        self._record(row)
-
-    def _evaluate_and_log(self) -> bool:
-        """Whether this is the best evaluation so far."""
-        metrics = self.evaluate()
-        self._record({"step": self.boundary.counters.step, **metrics})
-        self.callbacks.dispatch("on_evaluate", metrics=metrics)
-        best = update_best(self.callbacks.args, self.state, metrics)
-        if best:
-            self.boundary.best = {"metric": self.state.best_metric, "step": self.state.best_global_step}
-            self._best_weights = None
-        return best
-
-    def _record(self, row: dict[str, Any]) -> None:
-        self.boundary.history.append(row)
-        self.state.log_history.append(row)
-        self.callbacks.dispatch("on_log", logs=dict(row))
-
-    def _save(self, *, best: bool = False) -> None:
-        control = self.callbacks.control
-        control.should_save = False
-        if self.checkpoints.saved_step == self.boundary.counters.step and not best:
-            return
-        self.boundary.owing = [name for name in _REQUESTS if getattr(control, name)]
-        if self._epoch_ends or control.should_epoch_stop:
-            self.boundary.owing.append("on_epoch_end")
-        if self.checkpoints.save(self.boundary, best=best):
-            self.callbacks.dispatch("on_save")
-        elif best and self.config.load_best:
-            self._best_weights = self.engine.masters.copies()
-
-    def _finish(self) -> None:
-        self._save()
-        if self.config.load_best and self._best_weights is not None:
-            self.engine.masters.load(self._best_weights)
-        elif self.config.load_best and self.boundary.best["step"] is not None:
-            self.checkpoints.load_best(self.boundary.best["step"])
-        self.callbacks.dispatch("on_train_end")
 
     # -- what surrounds the loop ---------------------------------------------------------------
 
@@ -397,7 +298,7 @@ class Trainer(TrainedModel):
         self.state.best_metric = boundary.best["metric"]
         self.state.best_global_step = boundary.best["step"]
         self._epoch_ends = "on_epoch_end" in boundary.owing
-        for request in _REQUESTS:
+        for request in REQUESTS:
             setattr(self.callbacks.control, request, request in boundary.owing)
 
     def _asked_to_stop(self) -> bool:
@@ -413,20 +314,6 @@ class Trainer(TrainedModel):
         """Ask a running `train()` to save and return; from a callback, another thread or a notebook."""
         self._stops.ask("stop()")
 
-    def _tell_state(self) -> None:
-        """What callbacks read in `TrainerState`."""
-        self.state.global_step = self.boundary.counters.step
-        self.state.num_input_tokens_seen = self.boundary.counters.tokens
-        self.state.epoch = self._epoch()
-
-    def _epoch(self) -> float:
-        cursor = self.sampler.state_dict()
-        return cursor["epoch"] + cursor["offset"] / self.sampler.size
-
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Call this callback too, after the others."""
         self.callbacks.add(callback)
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0

@@ -48,7 +48,7 @@ class Scores(Plain):
     no_generation = "expected a model that writes text, got one that scores. Use predict."
     prepared: list[nn.Module]
 
-    def prepare_model(self, model):
+    def prepare_model(self, model, tokenizer):
         self.prepared = [model]
         assert not hasattr(self, "train_data"), "the model comes first"
         assert not any("lora" in name for name, _ in model.named_parameters()), "and before the adapter"
