@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from ftlib.adapters.attach import AnyModel
 from ftlib.batches import Mean, Rollout, Sampling
 from ftlib.data.encode import Encoder
-from ftlib.engine.engine import Engine, StepResult
+from ftlib.engine.engine import Engine, StepResult, Stopped
 from ftlib.engine.ppo_config import PPOConfig
 from ftlib.errors import CapabilityError, ConfigError, ShapeError
 from ftlib.losses import AdaptiveKL, FixedKL, RunningMoments
@@ -38,7 +38,7 @@ from ftlib.rollouts import Prompt, Sampler, TransformersSampler, collect
 from ftlib.rollouts.rewards import Asking, Reward
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
-from ftlib.trainers.ppo_critic import RATE, CriticKind, OwnCritic, make_critic, value_head_of
+from ftlib.trainers.ppo_critic import CriticKind, OwnCritic, make_critic, value_head_of, value_rate
 from ftlib.trainers.ppo_health import Health
 from ftlib.trainers.ppo_inputs import AnyReward, encode_prompts, ids_of, resolve_reward
 from ftlib.trainers.ppo_metrics import derived
@@ -140,31 +140,45 @@ class PPOTrainer(Trainer):
 
     def make_engine(self, objective: Objective) -> Engine:
         """The policy's engine and the other roles, all made of the weights the policy has now."""
-        config, self.objective = self.config, cast(PPO, objective)
-        steps = self.steps * config.epochs_per_rollout * config.minibatches
+        config, given = self.config, cast(PPO, objective)
+        own_critic = self._critic_kind != "head"
+        self.objective = replace(given, critic=False) if own_critic else given
+        per_rollout = config.epochs_per_rollout * config.minibatches
         self.reference = make_reference(self._given_reference, self.model, temperature=config.temperature)
         if self.reference is None and config.kl_coef:
             raise ConfigError(
                 f"PPOTrainer: kl_coef={config.kl_coef} needs a reference. Give one, or kl_coef=0."
             )
         self.critic = make_critic(
-            self._critic_kind, self.model, self.objective, config, steps=steps, rate=self.learning_rate
+            self._critic_kind,
+            self.model,
+            self.objective,
+            config,
+            steps=self.steps * per_rollout,
+            rate=self.learning_rate,
         )
-        own_head = self.critic is None and self.objective.critic
+        # rollouts in which the policy's own schedule stands still
+        alone = min(config.critic_warmup, self.steps - 1) if own_critic else 0
         engine = Engine(
             self.model,
             self.objective,
             config,
-            steps,
+            (self.steps - alone) * per_rollout,
             self.learning_rate,
-            should_stop=lambda: self._stops.asked,
-            value_head=value_head_of(self.model) if own_head else None,
-            value_learning_rate=config.value_learning_rate or RATE * self.learning_rate,
+            value_head=value_head_of(self.model) if self.objective.critic else None,
+            value_learning_rate=value_rate(config, self.learning_rate),
             before_update=lambda: self.callbacks.dispatch("on_pre_optimizer_step"),
             after_update=lambda: self.callbacks.dispatch("on_optimizer_step"),
         )
-        self.reward: Reward = resolve_reward(self._given_reward, self.model, self.tokenizer)
-        self.sampler_of_policy = self._given_sampler or TransformersSampler(self.model, self.tokenizer)
+        self.reward: Reward = resolve_reward(
+            self._given_reward,
+            self.model,
+            self.tokenizer,
+            trained=[self.model] if self.critic is None else [self.model, self.critic.engine.model],
+        )
+        self.sampler_of_policy = self._given_sampler or TransformersSampler(
+            self.model, self.tokenizer, poll=self._poll
+        )
         self.kl = (
             FixedKL(config.kl_coef)
             if config.kl_target is None
@@ -174,6 +188,11 @@ class PPOTrainer(Trainer):
         self.health = Health(config)
         self.sampling = self._sampling()
         return engine
+
+    def _poll(self) -> None:
+        """A stop may cut a rollout, of which nothing stays; never an update, which is all or nothing."""
+        if self.engine.accelerator.num_processes == 1 and self._stops.asked:
+            raise Stopped
 
     def _sampling(self) -> Sampling:
         config, given = self.config, self.config.stop
@@ -317,7 +336,7 @@ class PPOTrainer(Trainer):
         return [
             rollout
             if rollout.score is None
-            else replace(rollout, score=rollout.score / float(self.moments.std))
+            else replace(rollout, score=float(self.moments.scale(torch.tensor(rollout.score))))
             for rollout in rollouts
         ]
 
@@ -331,14 +350,14 @@ class PPOTrainer(Trainer):
     def _step(self, rows: Sequence[Example], chosen: Sequence[int]) -> list[StepResult]:
         """One minibatch: the policy's optimiser step, and the critic's own where it has one."""
         minibatch = examples([rows[index] for index in chosen])
-        minibatch += [ptx_row(row) for row in self._ptx_rows(len(chosen))]
+        with_text = minibatch + [ptx_row(row) for row in self._ptx_rows(len(chosen))]
         warming = self.iteration < self.config.critic_warmup and (
             self.critic is not None or self.objective.critic
         )
         results = []
         with no_dropout(self.model):
             if not warming:
-                results.append(self.engine.step(minibatch))
+                results.append(self.engine.step(with_text))
             elif self.critic is None:
                 self.engine.objective = replace(
                     self.objective, policy=False, trunk=False, entropy_coef=0.0, ptx_coef=0.0
@@ -370,20 +389,26 @@ class PPOTrainer(Trainer):
                 for name, mean in means.items():
                     merged[name] = merged[name] + mean if name in merged else mean
         one = torch.ones(())
+        nothing = Mean(torch.zeros(()), one)  # of a policy that stood still
         told: dict[str, Mean] = {
+            **dict.fromkeys(("approx_kl", "clip_fraction", "ratio_deviation"), nothing),
             **{name: _cpu(mean) for name, mean in metrics.items()},
             **self._rollout_metrics,
             **prepared.metrics,
             "entropy": entropy,
             "beta": Mean(torch.tensor(self.kl.beta), one),
-            "first_ratio_deviation": _cpu(flat[0].metrics["ratio_deviation"]),
+            "first_ratio_deviation": _cpu(flat[0].metrics.get("ratio_deviation", nothing)),
             "optimizer_steps": Mean(torch.tensor(float(len(results))), one),
         }
+        last = results[-1][0]
         if self.critic is not None:
             told["grad_norm_critic"] = Mean(torch.tensor(results[-1][-1].grad_norm), one)
+            if len(results[-1]) == 1:  # the critic's alone
+                rate = float(self.engine.optimizer.param_groups[0]["lr"])
+                last = replace(last, grad_norm=0.0, learning_rate=rate)
         self._rollout_metrics = {}
         return replace(
-            results[-1][0],
+            last,
             terms={name: _cpu(mean) for name, mean in terms.items()},
             metrics=told,
             tokens=sum(int(row["length"]) for row in prepared.rows),
