@@ -83,7 +83,7 @@ class Engine:
         should_stop: polled at every micro-batch of a single process. Ranks stop together, between
             steps: one that left a step alone would leave the others waiting. See `agreed`.
         value_head: trained beside the model, and part of what is prepared; None for none.
-        value_learning_rate: its own peak.
+        value_learning_rate: its own peak; None is that of the model.
         before_update: called when the gradient is clipped and found finite, before the optimiser moves.
         after_update: called when it has moved, before gradients are cleared and the schedule moves.
 
@@ -127,7 +127,8 @@ class Engine:
         if self.value_head is not None:
             head = {f"value_head.{name}": weight for name, weight in self.value_head.named_parameters()}
             trainable |= head
-            rates = dict.fromkeys(head, self.value_learning_rate or self.learning_rate)
+            given = self.value_learning_rate
+            rates = dict.fromkeys(head, self.learning_rate if given is None else given)
         if self.config.gradient_checkpointing:
             enable_checkpointing(self.model)
         self.scorer = self.accelerator.prepare(Scorer(self.model, value_head=self.value_head))

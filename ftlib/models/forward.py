@@ -46,6 +46,7 @@ class Scorer(nn.Module):
         entropy: Entropy = False,
         hidden: bool = False,
         scores: bool = False,
+        logprobs: bool = True,
         values: bool = False,
         detach_values: bool = False,
     ) -> Scored:
@@ -67,6 +68,7 @@ class Scorer(nn.Module):
             entropy=entropy,
             hidden=hidden,
             scores=scores,
+            logprobs=logprobs,
             detach_values=detach_values,
         )
 
@@ -79,6 +81,7 @@ def forward(
     entropy: Entropy = False,
     hidden: bool = False,
     scores: bool = False,
+    logprobs: bool = True,
     values: bool = False,
     detach_values: bool = False,
     path: Path | None = None,
@@ -94,6 +97,8 @@ def forward(
         hidden: also return the hidden state of each continuation's last token.
         scores: return the scores of each continuation, read at its last token, instead of
             log-probabilities: what a model with a score head has, and must be asked for.
+        logprobs: False leaves them out, and the product with the vocabulary: for values alone, which a
+            model with a score head can give too.
         values: also return the value of the state before each target and after each continuation, for a
             `Scorer` with a value head.
         detach_values: no gradient of the values reaches the model under the value head.
@@ -116,6 +121,7 @@ def forward(
         entropy=entropy,
         hidden=hidden,
         scores=scores,
+        logprobs=logprobs,
         values=values,
         detach_values=detach_values,
     )

@@ -32,7 +32,7 @@ class Scored:
     """What the model says of a packed batch.
 
     Args:
-        logprobs_N: log-probability of each target, nats, at least float32; empty from a score head.
+        logprobs_N: log-probability of each target, nats, at least float32; empty where they were left out.
         entropy_N: entropy of each scored row, nats; None unless asked for, detached unless as "gradient".
         last_CD: final hidden state at each continuation's last token; None unless asked for.
         scores_CK: what a score head says of each continuation, at least float32; else None.
@@ -58,19 +58,25 @@ def score(
     entropy: Entropy = False,
     hidden: bool = False,
     scores: bool = False,
+    logprobs: bool = True,
 ) -> Scored:
     """The forward of a planned model; `forward` is this with the plan looked up."""
-    head = plan.require_head(scores=scores)
-    if isinstance(head, ScoreHead):
-        if entropy or temperature != 1.0:
-            raise ConfigError("forward: entropy and temperature have no effect on scores. Leave them out.")
-        _, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=True)
-        scores_CK = head.scores(cast(Tensor, last_CD))
-        return Scored(scores_CK.new_empty(0), None, last_CD if hidden else None, scores_CK)
+    if (scores or not logprobs) and (entropy or temperature != 1.0):
+        raise ConfigError(
+            "forward: entropy and temperature have no effect on scores and values. Leave them out."
+        )
     valued = value_head is not None
-    rows_ND, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=hidden or valued)
-    output = head_logprobs(head, rows_ND, batch.targets_N, temperature=temperature, entropy=entropy)
-    scored = Scored(output.logprobs_N, output.entropy_N, last_CD if hidden else None)
+    head = plan.require_head(scores=scores) if scores or logprobs else None
+    rows_ND, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=hidden or scores or valued)
+    if head is None:
+        scored = Scored(rows_ND.new_empty(0, dtype=torch.float32))
+    elif isinstance(head, ScoreHead):
+        scores_CK = head.scores(cast(Tensor, last_CD))
+        scored = Scored(scores_CK.new_empty(0), scores_CK=scores_CK)
+    else:
+        output = head_logprobs(head, rows_ND, batch.targets_N, temperature=temperature, entropy=entropy)
+        scored = Scored(output.logprobs_N, output.entropy_N)
+    scored = replace(scored, last_CD=last_CD if hidden else None)
     if value_head is None:
         return scored
     states = (rows_ND, cast(Tensor, last_CD))

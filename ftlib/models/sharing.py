@@ -7,32 +7,39 @@ nothing to switch between a forward and its backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
 from ftlib.errors import CapabilityError
-from ftlib.models.adapted import why_not_off
+from ftlib.models.adapted import tuner_layers, why_not_off
 from ftlib.models.parts import inner_model
 
-__all__ = ["on_same_base"]
+__all__ = ["on_same_base", "shared_with"]
 
 
 def on_same_base(model: nn.Module) -> PreTrainedModel:
     """A plain model of the same class whose weights are the frozen base weights of `model`, not copies.
 
+    Put an adapter on it before training: what trains a weight of the base trains it for both. Random
+    generators are left alone.
+
     Args:
         model: with adapters that leave their base as it is.
 
+    Returns:
+        The base, in evaluation mode, with the configuration of `model`.
+
     Raises:
-        CapabilityError: no adapter, or a base that is trained or changed by it.
+        CapabilityError: no adapter, or a base that is trained, changed by it, merged with it or quantised.
     """
-    reason = why_not_off(model)
-    if reason is not None or not isinstance(model, PeftModel):
+    reason = _why_not(model)
+    if reason is not None:
         raise CapabilityError(
             f"on_same_base: expected a model whose base stays as it is under an adapter, got one that does "
             f"not: {reason}. Give the role a model of its own."
@@ -40,38 +47,37 @@ def on_same_base(model: nn.Module) -> PreTrainedModel:
     inner = inner_model(model)
     with torch.device("meta"):
         twin = type(inner)(inner.config)
-    nn.Module.to(twin, inner.dtype)
-    parameters = _base_tensors(
-        inner.named_parameters(remove_duplicate=False)
-    )  # tied ones under all their names
-    _adopt(twin, parameters, _base_tensors(inner.named_buffers(remove_duplicate=False)))
+    _adopt(twin, inner, "")
     twin.name_or_path = inner.name_or_path
     return cast(PreTrainedModel, twin.eval())
 
 
-def _base_tensors(named: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors by the names they have in a plain model: peft moves a layer it adapts one level down."""
-    return {
-        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor for name, tensor in named
-    }
+def shared_with(model: nn.Module, other: nn.Module) -> list[str]:
+    """The weights of a model that another one trains too, by name."""
+    trained = {id(weight) for weight in other.parameters() if weight.requires_grad}
+    return [name for name, weight in model.named_parameters() if id(weight) in trained]
 
 
-def _adopt(twin: PreTrainedModel, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
-    for prefix, module in twin.named_modules():
-        where = f"{prefix}." if prefix else ""
-        for name in list(module._parameters):
-            if module._parameters[name] is not None:
-                module._parameters[name] = cast(nn.Parameter, _found(where + name, parameters))
-        for name in list(module._buffers):
-            if module._buffers[name] is not None:
-                module._buffers[name] = _found(where + name, buffers)
-    twin.tie_weights()
+def _why_not(model: nn.Module) -> str | None:
+    if isinstance(model, PeftModel):
+        merged = sorted({name for layer in tuner_layers(model) for name in layer.merged_adapters})
+        if merged:
+            return f"it is merged with {merged}"
+    return why_not_off(model)
 
 
-def _found(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    if name not in tensors:
+def _adopt(twin: nn.Module, own: Any, where: str) -> None:
+    """Put the tensors of the base into a model that has none; peft keeps an adapted module one level down."""
+    while isinstance(own, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        own = own.get_base_layer() if isinstance(own, BaseTunerLayer) else own.original_module
+    names = [set(module._parameters) | set(module._buffers) | set(module._modules) for module in (twin, own)]
+    if type(twin) is not type(own) or names[0] != names[1]:
         raise CapabilityError(
-            f"on_same_base: expected a base weight {name!r}, got none under the adapter. "
-            "Give the role a model of its own."
+            f"on_same_base: expected the module {where!r} as {type(twin).__name__}, as its configuration "
+            f"makes it, got {type(own).__name__}. Give the role a model of its own."
         )
-    return tensors[name]
+    twin._parameters.update(own._parameters)
+    twin._buffers.update(own._buffers)
+    for name, child in own._modules.items():
+        if child is not None:
+            _adopt(cast(nn.Module, twin._modules[name]), child, f"{where}.{name}".lstrip("."))

@@ -263,6 +263,9 @@ class PPO:
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> LossOutput:
         """Terms and metrics of one micro-batch: see `of`."""
+        if not self.policy:
+            scored = forward(model, batch, logprobs=False, values=True, detach_values=not self.trunk)
+            return self.of(scored, batch)
         scored = forward(
             model,
             batch,
@@ -276,35 +279,41 @@ class PPO:
     def of(self, scored: Scored, batch: PackedBatch) -> LossOutput:
         """Terms and metrics of what the policy and its critic say of a micro-batch.
 
-        Metrics, means over sampled tokens: ``approx_kl`` is ``(log pi - log pi_old)^2 / 2``;
+        Metrics of the policy, means over sampled tokens: ``approx_kl`` is ``(log pi - log pi_old)^2 / 2``;
         ``clip_fraction`` of ratios outside the clip; ``ratio_deviation`` is ``abs(rho - 1)``.
 
         Args:
-            scored: at the sampling temperature, with values where there is a critic.
+            scored: at the sampling temperature, with values where there is a critic; without
+                log-probabilities where there is no policy.
             batch: of the rows that `prepare` made.
         """
-        extras, ptx_N = batch.token_extras, is_ptx(batch)
-        mask_N = ~ptx_N
-        logprobs_N, old_N = scored.logprobs_N, extras["old_logprobs"]
+        mask_N = ~is_ptx(batch)
         count = mask_N.float().sum()
-        terms: dict[str, Mean] = {}
-        if self.policy:
-            losses_N = ppo_policy(
-                logprobs_N,
-                old_N,
-                extras["advantages"],
-                mask_N,
-                clip=self.clip,
-                dual=self.dual,
-                importance_BL=extras["importance"],
-            )
-            terms["policy"] = Mean(losses_N.sum(), count)
+        terms, metrics = self._of_policy(scored, batch, mask_N, count) if self.policy else ({}, {})
         if self.critic:
+            extras = batch.token_extras
             values_N = _given(scored.values_N, "values")
             errors_N = ppo_value(
                 values_N, extras["old_values"], extras["returns"], mask_N, clip=self.value_clip
             )
             terms["value"] = Mean(self.value_coef * errors_N.sum(), count)
+        return LossOutput(terms, metrics)
+
+    def _of_policy(
+        self, scored: Scored, batch: PackedBatch, mask_N: Tensor, count: Tensor
+    ) -> tuple[dict[str, Mean], dict[str, Mean]]:
+        extras, logprobs_N = batch.token_extras, scored.logprobs_N
+        old_N = extras["old_logprobs"]
+        losses_N = ppo_policy(
+            logprobs_N,
+            old_N,
+            extras["advantages"],
+            mask_N,
+            clip=self.clip,
+            dual=self.dual,
+            importance_BL=extras["importance"],
+        )
+        terms = {"policy": Mean(losses_N.sum(), count)}
         with torch.no_grad():
             ratio_N = policy_ratio(logprobs_N, old_N, mask_N)
         if "kl" in self._terms:
@@ -315,10 +324,10 @@ class PPO:
             entropy_N = _given(scored.entropy_N, "entropy")
             terms["entropy"] = Mean(-self.entropy_coef * (entropy_N * mask_N).sum(), count)
         if "ptx" in self._terms:
-            weights_N = batch.weights_N * ptx_N
+            weights_N = batch.weights_N * ~mask_N
             text = (weights_N * nll(logprobs_N)).sum()
             terms["ptx"] = Mean(self.ptx_coef * text, weights_N.sum())
-        return LossOutput(terms, self._watched(logprobs_N.detach(), old_N, ratio_N, mask_N, count))
+        return terms, self._watched(logprobs_N.detach(), old_N, ratio_N, mask_N, count)
 
     def _watched(
         self, logprobs_N: Tensor, old_N: Tensor, ratio_N: Tensor, mask_N: Tensor, count: Tensor

@@ -61,7 +61,7 @@ def read_rollouts(
         valued = scored
         if critic is not None and not own:
             with no_dropout(critic):
-                valued = forward(critic, batch, temperature=temperature, values=True)
+                valued = forward(critic, batch, logprobs=False, values=True)
         reference_N = None if reference is None else reference.logprobs(batch)
         entropy = entropy + Mean(_summed(scored.entropy_N), torch.tensor(float(len(batch.rows_N))))
         for place, index in enumerate(members):

@@ -4,7 +4,9 @@
 |---|---|---|
 | "head" | in the policy's own forward | one vector |
 | "adapter" | a second model around the same frozen base | an adapter and its optimiser |
-| a model | itself | that model |
+| a model | itself | that model and its optimiser |
+
+A model may be a reward model: its body is the critic's, under a new head, since a score is no value yet.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from ftlib.engine.ppo_config import PPOConfig
 from ftlib.errors import ConfigError
 from ftlib.models.heads import new_value_head
 from ftlib.models.parts import inner_model
-from ftlib.models.sharing import on_same_base
+from ftlib.models.sharing import on_same_base, shared_with
 from ftlib.objectives import PPO
 
-__all__ = ["Critic", "CriticKind", "OwnCritic", "make_critic", "value_head_of"]
+__all__ = ["CriticKind", "OwnCritic", "make_critic", "value_head_of", "value_rate"]
 
 CriticKind = Literal["head", "adapter"]
 RATE = 5.0  # of the critic's learning rate to the policy's
@@ -37,6 +39,11 @@ def value_head_of(model: nn.Module) -> nn.Linear:
     inner = inner_model(model)
     width = inner.config.get_text_config(decoder=True).hidden_size
     return new_value_head(width).to(inner.device)
+
+
+def value_rate(config: PPOConfig, rate: float) -> float:
+    """Peak learning rate of a critic, from that of the policy."""
+    return RATE * rate if config.value_learning_rate is None else config.value_learning_rate
 
 
 def make_critic(
@@ -59,21 +66,30 @@ def make_critic(
         rate: peak learning rate of the policy.
 
     Raises:
-        ConfigError: an unknown kind.
-        CapabilityError: a base that cannot be shared.
+        ConfigError: an unknown kind, or a model that trains weights of the policy.
+        CapabilityError: a base that cannot be shared, or a model that is no decoder.
     """
-    if kind == "head":
-        return None
-    if kind == "adapter":
-        model: AnyModel = adapters.attach(on_same_base(policy), adapters.lora())
-    elif isinstance(kind, nn.Module):
+    if isinstance(kind, nn.Module):
+        _require_own(kind, policy)
         model = kind
+    elif kind == "adapter":
+        model = adapters.attach(on_same_base(policy), adapters.lora())
+    elif kind == "head":
+        return None
     else:
         raise ConfigError(f"PPOTrainer: expected critic 'head', 'adapter' or a model, got {kind!r}.")
-    rate = config.value_learning_rate or RATE * rate
     alone = replace(objective, policy=False, critic=True, trunk=True, entropy_coef=0.0, ptx_coef=0.0)
-    engine = Engine(model, alone, config, steps, rate, value_head=value_head_of(model))
+    engine = Engine(model, alone, config, steps, value_rate(config, rate), value_head=value_head_of(model))
     return OwnCritic(engine)
+
+
+def _require_own(critic: nn.Module, policy: nn.Module) -> None:
+    shared = shared_with(critic, policy)
+    if shared:
+        raise ConfigError(
+            f"PPOTrainer: expected a critic with weights of its own, got one that trains {len(shared)} of "
+            f"the policy's, {shared[0]} among them. Take critic='adapter', or a copy of the model."
+        )
 
 
 @final
@@ -107,5 +123,3 @@ class OwnCritic:
         restore_optimizer(engine.optimizer, engine.masters.named, parts["moments"], state["options"])
         engine.schedule.load_state_dict(state["schedule"])
 
-
-Critic = OwnCritic | None

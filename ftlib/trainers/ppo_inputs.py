@@ -15,7 +15,7 @@ from ftlib.data.encode import Encoder
 from ftlib.errors import ConfigError, DataError
 from ftlib.models.heads import as_reward_model
 from ftlib.models.parts import inner_model
-from ftlib.models.sharing import on_same_base
+from ftlib.models.sharing import on_same_base, shared_with
 from ftlib.rollouts.rewards import Reward, reward_model
 
 __all__ = ["AnyReward", "encode_prompts", "ids_of", "resolve_reward"]
@@ -75,28 +75,54 @@ def ids_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> tuple
     return tuple(sorted({*listed, *own}))
 
 
-def resolve_reward(reward: AnyReward, policy: AnyModel, tokenizer: PreTrainedTokenizerBase | None) -> Reward:
+def resolve_reward(
+    reward: AnyReward,
+    policy: AnyModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    trained: Sequence[nn.Module] = (),
+) -> Reward:
     """A reward function from what the caller gave.
 
     Args:
-        reward: a function; a reward model; or the folder of a reward adapter, which is put on the policy's
-            own base.
+        reward: a function; a reward model, which stays on its device; or the folder of a reward adapter,
+            which is put on the policy's own base.
         policy: whose base that is.
         tokenizer: of policy and reward model.
+        trained: the models that the run trains; a reward model must be none of them.
 
     Raises:
-        ConfigError: a model without a tokenizer, or something else altogether.
-        CapabilityError: a policy whose base cannot be shared.
+        ConfigError: a model without a tokenizer, one that would be trained, no reward adapter in the
+            folder, or something else altogether.
+        CapabilityError: a policy whose base cannot be shared, or a language model's adapter.
     """
     if isinstance(reward, str | Path):
-        base = as_reward_model(on_same_base(policy), tokenizer)
-        reward = load_adapter(base, Path(reward), trainable=False)
+        reward = _adapter_on_base_of(policy, Path(reward).expanduser(), tokenizer)
     if isinstance(reward, nn.Module):
         if tokenizer is None:
             raise ConfigError("PPOTrainer: a reward model needs a tokenizer. Give tokenizer=.")
-        return reward_model(reward.requires_grad_(False), tokenizer)
+        shared = [name for model in trained for name in shared_with(reward, model)]
+        if shared:
+            raise ConfigError(
+                f"PPOTrainer: expected a reward model that stays as it is, got one of which the run trains "
+                f"{len(shared)} weights, {shared[0]} among them. Save its adapter and give the folder, or "
+                "give a copy of the model."
+            )
+        return reward_model(reward, tokenizer)
     if not callable(reward):
         raise ConfigError(
             f"PPOTrainer: expected reward as a function, a reward model or a folder, got {reward!r:.80}."
         )
     return reward
+
+
+def _adapter_on_base_of(
+    policy: AnyModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None
+) -> nn.Module:
+    if not (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"PPOTrainer: expected reward as the folder of a reward adapter, found no adapter_config.json in "
+            f"{folder}. Load a whole reward model first: reward=ftlib.load(folder, task='reward')[0]."
+        )
+    base = as_reward_model(on_same_base(policy), tokenizer)
+    return load_adapter(base, folder, trainable=False)

@@ -91,7 +91,7 @@ def test_a_head_of_the_other_kind_is_refused_by_what_to_load() -> None:
 @pytest.mark.parametrize("options", [{"entropy": True}, {"temperature": 0.5}])
 def test_options_of_log_probabilities_are_refused_where_there_are_none(options: dict[str, Any]) -> None:
     reward = tiny_model(auto=AutoModelForSequenceClassification, num_labels=1)
-    with pytest.raises(ConfigError, match="no effect on scores"):
+    with pytest.raises(ConfigError, match="no effect on scores and values"):
         forward(reward, BATCH, scores=True, **options)
 
 
