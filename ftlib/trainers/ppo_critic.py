@@ -122,4 +122,3 @@ class OwnCritic:
         engine.masters.load(parts["weights"])
         restore_optimizer(engine.optimizer, engine.masters.named, parts["moments"], state["options"])
         engine.schedule.load_state_dict(state["schedule"])
-
