@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
 from ftlib.adapters.fused import fuse
+from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
 from ftlib.adapters.task import SCORE, fit_task, score_head
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
 from ftlib.errors import CapabilityError, ConfigError
@@ -97,11 +98,13 @@ def load_adapter(
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), name, is_trainable=trainable, peft_config=config)
         model.set_adapter(name, inference_mode=not trainable)
-        return model
-    with _settled_names():
-        return PeftModel.from_pretrained(
-            model, str(folder), adapter_name=name, is_trainable=trainable, config=config
-        )
+    else:
+        with _settled_names():
+            model = PeftModel.from_pretrained(
+                model, str(folder), adapter_name=name, is_trainable=trainable, config=config
+            )
+    set_normalisation(model, read_normalisation(folder))
+    return model
 
 
 @contextmanager
@@ -140,7 +143,10 @@ def merge(model: AnyModel) -> PreTrainedModel:
             f"merge: expected an adapter that adds to weights, got {model.active_peft_config.peft_type}. "
             "Save the adapter beside its base instead."
         )
-    return cast(PreTrainedModel, model.merge_and_unload())
+    scale = normalisation_of(model)
+    merged = cast(PreTrainedModel, model.merge_and_unload())
+    set_normalisation(merged, scale)
+    return merged
 
 
 def model_capabilities(model: AnyModel) -> Capabilities:

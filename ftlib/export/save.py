@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel
+from ftlib.adapters.normalisation import SIDECAR, normalisation_of, write_normalisation
 from ftlib.errors import ConfigError
 from ftlib.export.card import CardData, card_text, public_name
 from ftlib.export.staging import staged
@@ -50,9 +51,12 @@ def save(
             card = replace(card, base=card.base or public_name(model.name_or_path))
         else:
             card = _describe_adapter(staging, card)
+            write_normalisation(staging, model)
         if tokenizer is not None:
             padding_tokenizer(model, tokenizer).save_pretrained(staging)
         (staging / "README.md").write_text(card_text(card, adapted=adapted), encoding="utf-8")
+    if adapted and normalisation_of(model) is None:
+        (target / SIDECAR).unlink(missing_ok=True)  # of the adapter that was here
     return target
 
 

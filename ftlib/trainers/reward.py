@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast, final
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ftlib.adapters.attach import AnyModel
+from ftlib.adapters.normalisation import Normalisation, normalisation_of, set_normalisation
+from ftlib.batches import PackedBatch
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.sampler import pack
 from ftlib.engine.config import TrainConfig
+from ftlib.errors import DataError
 from ftlib.evaluation.pairs import ScoredAnswers, as_answers, pair_metrics
 from ftlib.models import forward
 from ftlib.models.heads import as_reward_model
@@ -21,6 +25,7 @@ from ftlib.objectives import Objective, Reward
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
 from ftlib.trainers.options import refuse_without_effect
+from ftlib.trainers.result import TrainResult
 from ftlib.trainers.trained import Examples
 
 __all__ = ["RewardTrainer"]
@@ -108,31 +113,80 @@ class RewardTrainer(Trainer):
         Args:
             dataset: as for `evaluate`.
         """
-        data = self._to_evaluate(dataset)
+        data = self._evaluated(dataset)
         scored = self.predict(data)
         return [as_answers(data[index], row["scores"]) for index, row in enumerate(scored)]
 
     def predictions(self, data: Examples) -> list[dict[str, Any]]:
-        """The score of each answer, in the order of the example."""
+        """The head's score of each answer, in the order of the example."""
         rows: list[dict[str, Any]] = [{} for _ in data]
         for members in pack([int(row["length"]) for row in data], self.engine.max_tokens):
             batch = collate([data[index] for index in members]).to(self.engine.device)
-            scores_CK = cast(Tensor, forward(self.model, batch, scores=True).scores_CK)
+            scores_CK = cast(Tensor, forward(self.engine.scorer, batch, scores=True).scores_CK)
             flat = iter(scores_CK[:, 0].tolist())
             for index in members:
                 rows[index] = {"scores": [next(flat) for _ in data[index]["continuation_ids"]]}
         return rows
 
     def score(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
-        """The reward of each completion of its prompt.
+        """The reward of each completion of its prompt, normalised where `fit_normalisation` was called.
 
         Args:
             prompts: strings or message lists, as in the data.
             completions: likewise, one per prompt.
+
+        Raises:
+            DataError: rows that the encoder refuses or drops.
         """
-        encoder = self.default_encoder(self._needed_tokenizer())
-        records = [
-            {"prompt": prompt, "completion": completion}
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-        return [row["scores"][0] for row in self.predict(encoder(records))]
+        scores = self._scores(prompts, completions)
+        scale = normalisation_of(self.model)
+        return scores if scale is None else [scale(score) for score in scores]
+
+    def fit_normalisation(self, prompts: Sequence[Any], completions: Sequence[Any]) -> None:
+        """From now on these completions have a `score` of mean 0 and (population) deviation 1.
+
+        Saved with the weights, and forgotten when training goes on. It never enters a loss, an evaluation
+        or a prediction.
+
+        Args:
+            prompts: see `score`.
+            completions: of reference, e.g. those of the data that supervised training learned.
+
+        Raises:
+            DataError: completions that all score the same.
+        """
+        scores = np.asarray(self._scores(prompts, completions))
+        if np.ptp(scores) == 0:
+            raise DataError(
+                f"fit_normalisation: expected completions whose scores differ, got {len(scores)} that all "
+                f"score {scores[0]:.4g}. Give more of them, or train the model first."
+            )
+        set_normalisation(self.model, Normalisation(float(scores.mean()), float(scores.std())))
+
+    def train(
+        self, resume: bool | str | Path | None = None, *, allow_changes: Sequence[str] = ()
+    ) -> TrainResult:
+        """See `Trainer.train`."""
+        set_normalisation(self.model, None)
+        return super().train(resume, allow_changes=allow_changes)
+
+    def step(self, batch: PackedBatch | Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """See `Trainer.step`."""
+        set_normalisation(self.model, None)
+        return super().step(batch)
+
+    def _scores(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
+        """As the head gives them."""
+        if len(prompts) != len(completions) or not prompts:
+            raise DataError(
+                f"score: expected completions, one per prompt, got {len(prompts)} prompts and "
+                f"{len(completions)} completions."
+            )
+        both = zip(prompts, completions, strict=True)
+        encoded = self.encoder([{"prompt": prompt, "completion": text} for prompt, text in both])
+        if len(encoded) != len(prompts):
+            raise DataError(
+                f"score: expected one example per completion ({len(prompts)}), got {len(encoded)} from the "
+                "trainer's encoder. Give shorter ones, of one assistant turn each."
+            )
+        return [row["scores"][0] for row in self.predict(encoded)]

@@ -1,6 +1,6 @@
 """A trained reward model as a reward.
 
-    score = head(state of the completion's last token)
+    score = head(state of the completion's last token), on the scale that was fitted to the model, if one was
 
 The ids that the policy wrote are scored as they are; a completion that stopped ends in its stop token, as
 those the model was trained on. Completions of one prompt share its computation.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ftlib.adapters.normalisation import normalisation_of
 from ftlib.batches import Group
 from ftlib.data.collate import collate, group
 from ftlib.data.encode import Encoder
@@ -87,13 +88,14 @@ class ModelReward:
         groups, rows_of = self._groups(prompts, completions, columns)
         device = inner_model(self.model).device
         scores: list[float] = [0.0] * len(prompts)
+        scale = normalisation_of(self.model)
         with evaluation_mode(self.model), torch.no_grad():
             for chosen in pack([len(member) for member in groups], self._max_tokens):
                 batch = collate([groups[index] for index in chosen]).to(device)
                 scores_C = _one_each(forward(self.model, batch, scores=True).scores_CK)
                 rows = [row for index in chosen for row in rows_of[index]]
                 for row, score in zip(rows, scores_C.tolist(), strict=True):
-                    scores[row] = score
+                    scores[row] = score if scale is None else scale(score)
         return scores
 
     def _groups(
