@@ -10,7 +10,9 @@ import pytest
 import ftlib as ft
 
 NAMES = {
+    "DPOTrainer",
     "Encoder",
+    "RewardTrainer",
     "SFTTrainer",
     "TrainConfig",
     "TrainResult",
@@ -24,8 +26,14 @@ NAMES = {
     "losses",
     "models",
     "objectives",
+    "plots",
     "split",
 }
+_TRAINER = (
+    "model, train_dataset, eval_dataset=None, *, tokenizer=None, adapter=None, config=None, callbacks=(), "
+    "objective=None"
+)
+_PAIR_LOSS = "chosen_B, rejected_B, ref_chosen_B, ref_rejected_B, *, beta, label_smoothing=0.0"
 SIGNATURES = {  # as far as they are promised: arguments in order, "*" before keyword-only ones, defaults
     "load": "name_or_path, *, adapter=None, task='causal_lm', dtype='auto', quantize=None, gguf_file=None, "
     "num_labels=None, revision=None, token=None, local_files_only=False, device=None, "
@@ -49,8 +57,31 @@ SIGNATURES = {  # as far as they are promised: arguments in order, "*" before ke
     "losses.nll": "logprobs_N",
     "losses.token_logprobs": "logits_TV, targets_T, *, temperature=1.0",
     "losses.entropy": "logits_TV",
-    "SFTTrainer": "model, train_dataset, eval_dataset=None, *, tokenizer=None, adapter=None, config=None, "
-    "callbacks=(), objective=None",
+    "losses.bradley_terry": "chosen_B, rejected_B, *, margin_B=None, center=0.0",
+    "losses.dpo": _PAIR_LOSS,
+    "losses.ipo": _PAIR_LOSS,
+    "losses.hinge": _PAIR_LOSS,
+    "losses.robust_dpo": _PAIR_LOSS,
+    "losses.kl_estimate": "logprobs, ref_logprobs, *, kind",
+    "losses.kl_exact": "logits, ref_logits",
+    "losses.shape_rewards": "scores_B, log_ratio_BL, mask_BL, *, beta, token_rewards_BL=None",
+    "losses.gae": "rewards_BL, values_BL, mask_BL, *, gamma=1.0, lam=0.95, lam_value=None, bootstrap_B=None",
+    "losses.whiten": "x_BL, mask_BL, *, center=True, unbiased=True, reduce=None",
+    "losses.reduce": "x, mask, *, denom, mode='token'",
+    "losses.completion_mask": "ids_BL, lengths_B, stop_ids",
+    "losses.ppo_policy": "logprobs_BL, old_logprobs_BL, advantages_BL, mask_BL, *, clip=0.2, dual=None, "
+    "importance_BL=None",
+    "losses.ppo_value": "values_BL, old_values_BL, returns_BL, mask_BL, *, clip=None",
+    "losses.FixedKL": "kl_coef",
+    "losses.AdaptiveKL": "kl_coef, kl_target, kl_horizon",
+    "SFTTrainer": _TRAINER,
+    "RewardTrainer": f"{_TRAINER}, center=0.0",
+    "RewardTrainer.evaluate": "self, dataset=None",
+    "RewardTrainer.answers": "self, dataset=None",
+    "RewardTrainer.score": "self, prompts, completions",
+    "RewardTrainer.fit_normalisation": "self, prompts, completions",
+    "DPOTrainer": f"{_TRAINER}, beta=0.1, loss='sigmoid', label_smoothing=0.0, reference='auto', "
+    "ipo_reduction='mean', reference_cache=True, allow_initial_kl=False",
     "SFTTrainer.train": "self, resume=None",
     "SFTTrainer.step": "self, batch",
     "SFTTrainer.evaluate": "self, dataset=None",
@@ -61,6 +92,17 @@ SIGNATURES = {  # as far as they are promised: arguments in order, "*" before ke
     "objectives.SFT": "",
     "objectives.SFT.counts": "self, batch",
     "objectives.SFT.__call__": "self, model, batch",
+    "objectives.Reward": "center=0.0",
+    "objectives.Reward.counts": "self, batch",
+    "objectives.Reward.__call__": "self, model, batch",
+    "objectives.DPO": "reference='auto', beta=0.1, loss='sigmoid', label_smoothing=0.0, ipo_reduction='mean'",
+    "objectives.DPO.bound": "self, model, *, cache=True",
+    "objectives.DPO.counts": "self, batch",
+    "objectives.DPO.__call__": "self, model, batch",
+    "objectives.weighted": "objectives",
+    "plots.loss": "result, *, ax=None",
+    "plots.margins": "result, *, ax=None",
+    "plots.roc": "answers, *, ax=None",
 }
 CONFIG = {
     "output_dir": None,
