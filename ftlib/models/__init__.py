@@ -15,6 +15,7 @@ from ftlib.models.references import (
 )
 from ftlib.models.roles import adapters_active, adapters_off, swapped_weights
 from ftlib.models.scoring import Scored
+from ftlib.models.sharing import on_same_base
 
 __all__ = [
     "AdapterOff",
@@ -32,5 +33,6 @@ __all__ = [
     "forward",
     "load",
     "make_reference",
+    "on_same_base",
     "swapped_weights",
 ]
