@@ -15,11 +15,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor, nn
 
 from ftlib.batches import LossOutput, Mean, PackedBatch
@@ -41,6 +46,7 @@ CPU_TOKENS, DEVICE_TOKENS = 768, 16384  # default tokens of a micro-batch
 MAX_SKIPPED = 10
 Example = Mapping[str, Any]
 RandomState = tuple[dict[str, Tensor], dict[str, Any]]  # as `capture_rng` gives it
+T = TypeVar("T")
 
 
 class Stopped(Exception):
@@ -129,6 +135,8 @@ class Engine:
             trainable |= head
             given = self.value_learning_rate
             rates = dict.fromkeys(head, self.learning_rate if given is None else given)
+            # a step may train the head alone, and values need no product with the vocabulary
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         if self.config.gradient_checkpointing:
             enable_checkpointing(self.model)
         self.scorer = self.accelerator.prepare(Scorer(self.model, value_head=self.value_head))
@@ -209,10 +217,14 @@ class Engine:
         broadcast_object_list(values)
         return values[0]
 
+    def from_every_rank(self, own: T) -> list[T]:
+        """What each rank holds, in their order, on all of them. Every rank takes part."""
+        held: list[T] = gather_object([own])
+        return held
+
     def rng_states(self) -> list[RandomState]:
         """The random states of every rank, in order. Every rank takes part."""
-        states: list[RandomState] = gather_object([capture_rng()])
-        return states
+        return self.from_every_rank(capture_rng())
 
     def _step(self, examples: Sequence[Example] | PackedBatch) -> StepResult:
         # 1. deal to ranks, pack, lay flat

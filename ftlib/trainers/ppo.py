@@ -9,7 +9,6 @@ The loss is `objectives.PPO`; its formulas are `losses.shape_rewards`, `gae`, `p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import chain
@@ -18,12 +17,13 @@ from typing import Any, ClassVar, cast, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ftlib.adapters.attach import AnyModel
 from ftlib.batches import Mean, Rollout, Sampling
 from ftlib.data.encode import Encoder
+from ftlib.engine.determinism import forked_rng, modes
 from ftlib.engine.engine import Engine, StepResult, Stopped
 from ftlib.engine.ppo_config import PPOConfig
 from ftlib.errors import CapabilityError, ConfigError, ShapeError
@@ -34,14 +34,16 @@ from ftlib.objectives import PPO, Objective
 from ftlib.objectives.ppo import Prepared
 from ftlib.objectives.rollout_rows import Example, examples, ptx_row
 from ftlib.objectives.rollout_scoring import read_rollouts
-from ftlib.rollouts import Prompt, Sampler, TransformersSampler, collect
-from ftlib.rollouts.rewards import Asking, Reward
+from ftlib.rollouts import Collected, Sampler, TransformersSampler
+from ftlib.rollouts.rewards import Reward
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
 from ftlib.trainers.ppo_critic import CriticKind, OwnCritic, make_critic, value_head_of, value_rate
+from ftlib.trainers.ppo_given import given_rollouts, mean_reward
 from ftlib.trainers.ppo_health import Health
 from ftlib.trainers.ppo_inputs import AnyReward, encode_prompts, ids_of, resolve_reward
 from ftlib.trainers.ppo_metrics import derived
+from ftlib.trainers.ppo_phase import collect_on_ranks
 from ftlib.trainers.snapshot import Stateful
 from ftlib.trainers.trained import Examples
 
@@ -144,8 +146,7 @@ class PPOTrainer(Trainer):
         own_critic = self._critic_kind != "head"
         self.objective = replace(given, critic=False) if own_critic else given
         per_rollout = config.epochs_per_rollout * config.minibatches
-        self.reference = make_reference(self._given_reference, self.model, temperature=config.temperature)
-        if self.reference is None and config.kl_coef:
+        if self._given_reference is None and config.kl_coef:
             raise ConfigError(
                 f"PPOTrainer: kl_coef={config.kl_coef} needs a reference. Give one, or kl_coef=0."
             )
@@ -170,6 +171,8 @@ class PPOTrainer(Trainer):
             before_update=lambda: self.callbacks.dispatch("on_pre_optimizer_step"),
             after_update=lambda: self.callbacks.dispatch("on_optimizer_step"),
         )
+        # of the engine's own forward, so that it has the precision of the steps
+        self.reference = make_reference(self._given_reference, engine.scorer, temperature=config.temperature)
         self.reward: Reward = resolve_reward(
             self._given_reward,
             self.model,
@@ -216,7 +219,7 @@ class PPOTrainer(Trainer):
 
     def learn(self, rows: Examples) -> Mapping[str, Any]:
         """One step of the plan."""
-        return self.update(self._collected(rows))
+        return self.update(self._sampled(rows))
 
     def rollout(self, prompts: Any) -> list[Rollout]:
         """Complete prompts with the policy as it is now, and have the completions valued.
@@ -227,7 +230,7 @@ class PPOTrainer(Trainer):
         Returns:
             Rows with a reward; those without one are counted in the next `update`'s "dropped".
         """
-        return self._collected(self._encoded(prompts, "rollout"))
+        return self._sampled(self._encoded(prompts, "rollout"))
 
     def update(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """Improve the policy on rollouts of it: `epochs_per_rollout` passes of `minibatches` steps.
@@ -243,7 +246,7 @@ class PPOTrainer(Trainer):
         # 2. rewards, advantages, returns
         prepared = self.objective.prepare(self._scaled(known), beta=self.kl.beta)
         # 3. optimiser steps
-        results = [self._step(prepared.rows, rows) for rows in self._minibatches(len(known))]
+        results = [self._step(prepared.rows, rows) for rows in self._minibatches(prepared.rows)]
         # 4. the penalty of the next rollout, and what to tell
         kl = prepared.metrics["kl"]
         self.kl.update(float(kl.value), int(kl.count))
@@ -266,23 +269,24 @@ class PPOTrainer(Trainer):
         Args:
             queries: prompts: strings, token ids or tensors.
             responses: completions: strings, token ids or tensors, with the stop token if it was drawn.
-            rewards: a number each, or a tensor of token rewards.
+            rewards: a number each, token rewards, a `RewardOut`, or None to leave the row out.
             masks: bool per response token, False where the policy did not sample; None is all True.
             finished: whether each ended by itself; None reads it from the last sampled token.
             logprobs: of the distribution that was sampled; needed with top-p or top-k.
         """
-        rows = zip(queries, responses, rewards, strict=True)
-        made = [
-            self._rollout(
-                query,
-                response,
-                reward,
-                None if masks is None else masks[i],
-                None if finished is None else finished[i],
-                None if logprobs is None else logprobs[i],
-            )
-            for i, (query, response, reward) in enumerate(rows)
-        ]
+        made = given_rollouts(
+            queries,
+            responses,
+            rewards,
+            masks=masks,
+            finished=finished,
+            logprobs=logprobs,
+            sampling=self.sampling,
+            query_ids=lambda text: list(self.encoder.encode_prompt(text)),
+            response_ids=lambda text: self._needed_tokenizer().encode(text, add_special_tokens=False),
+        )
+        dropped, rows = float(len(queries) - len(made)), float(len(queries))
+        self._rollout_metrics = {"dropped": Mean(torch.tensor(dropped), torch.tensor(rows))}
         return self.update(made)
 
     # -- its steps ---------------------------------------------------------------------------------
@@ -292,21 +296,25 @@ class PPOTrainer(Trainer):
         """Updates made so far."""
         return self.boundary.counters.step
 
-    def _collected(self, rows: Examples) -> list[Rollout]:
-        self.sampler_of_policy.sync(self.model, self.iteration)
+    def _sampled(self, rows: Examples) -> list[Rollout]:
+        collected = self._collected(rows, self.iteration)
+        self._rollout_metrics = collected.metrics
+        return collected.rollouts
+
+    def _collected(self, rows: Examples, iteration: int) -> Collected:
         tokenizer = self.tokenizer
-        collected = collect(
+        self.sampler_of_policy.sync(self.model, self.iteration)
+        return collect_on_ranks(
+            self.engine,
             self.sampler_of_policy,
-            [Prompt(row["prefix_ids"], row["prompt"], row["columns"]) for row in rows],
+            rows,
             self.reward,
             self.sampling,
             decode=None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids))),
             seed=self.config.seed,
-            iteration=self.iteration,
-            asking=Asking(max_drop_frac=self.config.max_drop_frac),
+            iteration=iteration,
+            max_drop_frac=self.config.max_drop_frac,
         )
-        self._rollout_metrics = dict(collected.metrics)
-        return collected.rollouts
 
     def _read(self, rollouts: Sequence[Rollout]) -> tuple[list[Rollout], Mean]:
         if not rollouts:
@@ -340,11 +348,16 @@ class PPOTrainer(Trainer):
             for rollout in rollouts
         ]
 
-    def _minibatches(self, rows: int) -> Iterator[list[int]]:
-        """Of every epoch, the rows of each minibatch: an order from (seed, iteration, epoch) alone."""
+    def _minibatches(self, rows: Sequence[Example]) -> Iterator[list[int]]:
+        """Of every epoch, the rows of each minibatch: an order from (seed, iteration, epoch) alone.
+
+        Rows of which no token counts are left out; fewer rows than minibatches make one each.
+        """
+        counted = [i for i, row in enumerate(rows) if bool(row["continuation_weights"][0].any())]
+        places = np.array(counted or range(len(rows)))
         for epoch in range(self.config.epochs_per_rollout):
-            order = np.random.default_rng((self.config.seed, self.iteration, epoch)).permutation(rows)
-            for part in np.array_split(order, self.config.minibatches):
+            order = np.random.default_rng((self.config.seed, self.iteration, epoch)).permutation(places)
+            for part in np.array_split(order, min(self.config.minibatches, len(order))):
                 yield sorted(int(index) for index in part)  # of one prompt next to each other
 
     def _step(self, rows: Sequence[Example], chosen: Sequence[int]) -> list[StepResult]:
@@ -421,55 +434,18 @@ class PPOTrainer(Trainer):
         """With explained variance and standard deviations in place of the squares they come from."""
         return derived(row)
 
-    def _rollout(
-        self, query: Any, response: Any, reward: Any, mask: Any, finished: bool | None, logprobs: Any
-    ) -> Rollout:
-        prompt_ids = self._ids(query, prompt=True)
-        completion_ids = self._ids(response, prompt=False)
-        mask_L = (
-            torch.ones(len(completion_ids), dtype=torch.bool)
-            if mask is None
-            else torch.as_tensor(mask).bool()
-        )
-        if finished is None:
-            last = int(completion_ids[mask_L.nonzero()[-1]]) if bool(mask_L.any()) else -1
-            finished = last in self.sampling.stop_ids or not self.sampling.can_stop
-        per_token = isinstance(reward, Tensor) and reward.ndim == 1
-        return Rollout(
-            prompt_ids,
-            completion_ids,
-            mask_L,
-            finished,
-            score=None if per_token else float(reward),
-            token_rewards=cast(Tensor, reward).float() if per_token else None,
-            sampler_logprobs=None if logprobs is None else torch.as_tensor(logprobs).float(),
-            sampling=self.sampling,
-        )
-
-    def _ids(self, text: Any, *, prompt: bool) -> Tensor:
-        """Token ids of what the caller gave: strings are encoded, ids are taken as they are."""
-        if isinstance(text, str):
-            if prompt:
-                return torch.tensor(self.encoder.encode_prompt(text))
-            return torch.tensor(self._needed_tokenizer().encode(text, add_special_tokens=False))
-        return torch.as_tensor(text, dtype=torch.int64)
-
     # -- the model in use --------------------------------------------------------------------------
 
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Mean reward, length and share of finished completions of the evaluation prompts, sampled.
 
-        Changes nothing; the same draws every time.
+        "eval_loss" is the mean reward with a minus. Changes nothing; the same random numbers every time.
         """
         rows = self._to_evaluate(dataset)
-        before = self._rollout_metrics
-        try:
-            collected = self._collected(rows)
-            metrics = {f"eval_{name}": float(mean.value) for name, mean in self._rollout_metrics.items()}
-        finally:
-            self._rollout_metrics = before
-        scores = [rollout.score for rollout in collected if rollout.score is not None]
-        return {"eval_loss": -float(np.mean(scores)) if scores else math.nan, **metrics}
+        with forked_rng(), modes(self.model):
+            collected = self._collected(rows, iteration=0)
+        metrics = {f"eval_{name}": float(mean.value) for name, mean in collected.metrics.items()}
+        return {"eval_loss": -float(mean_reward(collected.rollouts).value), **metrics}
 
     def predictions(self, data: Examples) -> list[dict[str, Any]]:  # noqa: ARG002
         """Refused: PPO has prompts, not examples."""

@@ -1,0 +1,103 @@
+"""Rollouts from what a caller of `PPOTrainer.step` has: texts or ids, and rewards of any kind.
+
+Shapes: L tokens of one response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftlib.batches import Mean, Rollout, Sampling
+from ftlib.errors import ShapeError
+from ftlib.rollouts.rewards.values import value_of
+
+__all__ = ["given_rollouts", "mean_reward"]
+
+
+def given_rollouts(
+    queries: Sequence[Any],
+    responses: Sequence[Any],
+    rewards: Sequence[Any],
+    *,
+    masks: Sequence[Any] | None,
+    finished: Sequence[bool] | None,
+    logprobs: Sequence[Any] | None,
+    sampling: Sampling,
+    query_ids: Callable[[str], Sequence[int]],
+    response_ids: Callable[[str], Sequence[int]],
+) -> list[Rollout]:
+    """One rollout per row that has a reward; see `PPOTrainer.step`.
+
+    Args:
+        queries: strings, token ids or tensors.
+        responses: likewise.
+        rewards: as a reward function gives them, or lists of token rewards.
+        masks: one per row, or None.
+        finished: likewise.
+        logprobs: likewise.
+        sampling: how the responses were drawn; its stop ids tell which of them ended.
+        query_ids: encodes a query that is a string.
+        response_ids: likewise.
+
+    Raises:
+        ShapeError: arguments of different lengths, token rewards that are not [L], or an empty response.
+        DataError: an item that is no reward.
+        NonFiniteError: rewards that are NaN or infinite.
+    """
+    columns = {"responses": responses, "rewards": rewards, "masks": masks, "finished": finished}
+    columns["logprobs"] = logprobs
+    wrong = {name: len(column) for name, column in columns.items() if column is not None}
+    wrong = {name: length for name, length in wrong.items() if length != len(queries)}
+    if wrong:
+        raise ShapeError(
+            f"step: expected one item per query ({len(queries)}), got "
+            f"{', '.join(f'{length} {name}' for name, length in wrong.items())}."
+        )
+    made = []
+    for row, (query, response, reward) in enumerate(zip(queries, responses, rewards, strict=True)):
+        completion_ids = _ids(response, response_ids)
+        mask_L = torch.ones_like(completion_ids) if masks is None else torch.as_tensor(masks[row])
+        item = torch.tensor(reward) if isinstance(reward, list | tuple) else reward
+        value = value_of(item, len(completion_ids), row)
+        if value is None:
+            continue
+        ended = _ended(completion_ids, mask_L.bool(), sampling) if finished is None else bool(finished[row])
+        made.append(
+            Rollout(
+                _ids(query, query_ids),
+                completion_ids,
+                mask_L.bool(),
+                ended,
+                score=value.score,
+                token_rewards=value.token_rewards,
+                sampler_logprobs=None if logprobs is None else torch.as_tensor(logprobs[row]).float(),
+                sampling=sampling,
+                info=value.info,
+            )
+        )
+    return made
+
+
+def mean_reward(rollouts: Sequence[Rollout]) -> Mean:
+    """What the rows were worth as it was given: their scores and the sums of their token rewards."""
+    sums = [
+        (rollout.score or 0.0)
+        + (0.0 if rollout.token_rewards is None else float(rollout.token_rewards[rollout.mask].sum()))
+        for rollout in rollouts
+    ]
+    return Mean(torch.tensor(sum(sums)), torch.tensor(float(len(sums))))
+
+
+def _ids(given: Any, encode: Callable[[str], Sequence[int]]) -> Tensor:
+    """Token ids int64 [L] on the CPU."""
+    return torch.as_tensor(encode(given) if isinstance(given, str) else given).to("cpu", torch.int64)
+
+
+def _ended(ids_L: Tensor, mask_L: Tensor, sampling: Sampling) -> bool:
+    """Whether the last sampled token ends a completion; a row without one is refused by `Rollout`."""
+    sampled = ids_L[mask_L].tolist() if mask_L.shape == ids_L.shape else []
+    return not sampling.can_stop or any(token in sampling.stop_ids for token in sampled[-1:])
