@@ -12,6 +12,7 @@ from ftlib.adapters import attach, full, lora
 from ftlib.engine.manifest import newest_valid
 from ftlib.errors import CheckpointError
 from ftlib.models import as_reward_model
+from ftlib.objectives import DPO, SFT, weighted
 from ftlib.trainers import DPOTrainer, RewardTrainer, snapshot
 from tests.models_zoo import tiny_model
 from tests.trainers.preferences import PAIRS, UNSEEN, preference_run
@@ -22,6 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "dpo of all weights": {"kind": DPOTrainer, "adapter": "full"},
     "dpo uncached": {"kind": DPOTrainer, "reference_cache": False},
     "dpo of a copy": {"kind": DPOTrainer, "reference": "copy", "loss": "ipo"},
+    "dpo and likelihood": {"kind": DPOTrainer, "objective": weighted({DPO(): 1.0, SFT(): 0.1})},
     "reward": {"kind": RewardTrainer},
     "reward with dropout": {"kind": RewardTrainer, "adapter": "lora dropout", "center": 0.01},
     "reward of all weights": {"kind": RewardTrainer, "adapter": "full"},
@@ -69,7 +71,7 @@ def test_with_the_references_values_in_a_folder_too(way: str, fresh: bool, tmp_p
     assert_same(found, run(None, way, **kept[1]))
 
 
-@pytest.mark.parametrize("way", ["dpo", "dpo of all weights", "dpo of a copy"])
+@pytest.mark.parametrize("way", ["dpo", "dpo of all weights", "dpo of a copy", "dpo and likelihood"])
 def test_the_reference_is_the_first_policy_though_the_resumed_one_has_moved(way: str, tmp_path: Path) -> None:
     """The negative control: without its state, the reference is what the resumed trainer began with."""
     run(tmp_path, way, callbacks=[stop_after(3)])
