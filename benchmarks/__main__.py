@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import environments
 from benchmarks.driver import ROOT, BusyError, ChildError, run
 from benchmarks.options import Options
 from benchmarks.tasks import BASELINES, TASKS
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BusyError as error:
             print(f"not started, timings would mean nothing: {error}. Wait, or use --force.", file=sys.stderr)
             return 2
-        except ChildError as error:
+        except (ChildError, subprocess.CalledProcessError) as error:
             print(error, file=sys.stderr)
             return 2
         except KeyboardInterrupt:
@@ -50,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--baseline", choices=BASELINES, default="trl")
+    parser.add_argument(
+        "--baseline-python",
+        type=_interpreter,
+        metavar="PATH",
+        help="interpreter that has the baseline (default: this one, or for a task whose baseline needs "
+        "another version, that of an environment made on first use in the user's cache)",
+    )
     parser.add_argument("--pairs", type=_positive, help="runs of each side (default: 3)")
     parser.add_argument("--model", type=_folder, help="a model's folder (default: the demo's model)")
     parser.add_argument(
@@ -91,6 +101,7 @@ def _options(parsed: argparse.Namespace, folder: Path) -> Options:
         tuned=parsed.tuned,
         allocator=dict(setting.split("=", 1) for setting in parsed.allocator.split(",") if setting),
         force=parsed.force or smoke,
+        baseline_python=parsed.baseline_python or _baseline_python(parsed.task, parsed.baseline),
         **({"held_out": 8, "matmul_size": 128, "copy_bytes": 2**20} if smoke else {}),
     )
 
@@ -103,6 +114,12 @@ def _model(folder: Path, *, smoke: bool) -> Path:
     import ftlib as ft
 
     return Path(ft.demo_model())
+
+
+def _baseline_python(task: str, baseline: str) -> str:
+    """Of the environment that the task names for the baseline, else this one."""
+    name = TASKS[task].environments.get(baseline)
+    return sys.executable if name is None else str(environments.make(name))
 
 
 def _positive(text: str) -> int:
@@ -125,6 +142,12 @@ def _folder(text: str) -> str:
     if not (Path(text) / "config.json").is_file():
         raise argparse.ArgumentTypeError(f"expected a folder with a config.json, got {text}")
     return str(Path(text).resolve())
+
+
+def _interpreter(text: str) -> str:
+    if not os.access(text, os.X_OK) or Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"expected an interpreter, got {text}")
+    return str(Path(text).absolute())  # not resolved: a link is what makes it that of an environment
 
 
 def _file(text: str) -> str:

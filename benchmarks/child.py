@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def _answer(job: Any) -> Any:
         described = machine.describe(size=job.matmul_size, copy_bytes=job.copy_bytes)
         return Prepared(described, task.prepare(job))
     if isinstance(job, Train):
-        return task.sides[job.side](job)
+        return replace(task.sides[job.side](job), versions=machine.versions())
     assert isinstance(job, Evaluate)
     return task.evaluate(job)
 

@@ -30,9 +30,9 @@ from benchmarks.jobs import Evaluate, Evaluation, Prepare, Prepared, Train, adap
 from benchmarks.machine import BUSY_PROCESS, busiest_other, reasons_to_wait
 from benchmarks.options import Options
 from benchmarks.records import Result, Run
-from benchmarks.summary import OURS, pair_apart, step_seconds, summarise
+from benchmarks.summary import pair_apart, step_seconds, summarise
 from benchmarks.table import markdown
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, Offer
 
 __all__ = ["ROOT", "BusyError", "ChildError", "run"]
 
@@ -93,7 +93,7 @@ class _Driver:
         prepared: Prepared = self._child("prepare", self._prepare_job(), Prepared, {})
         self.result = self._empty(prepared)
         variants = self._variants()
-        self._parity(variants[0].side)
+        self._parity()
         for pair in range(options.pairs):
             self._pair(pair, variants)
         for _ in range(REPEATS):
@@ -109,17 +109,22 @@ class _Driver:
     # -- the runs ------------------------------------------------------------------------------
 
     def _variants(self) -> list[_Variant]:
-        default, tuned = self._sides()
-        sides = [default, *(tuned if self.options.tuned else ()), OURS]
-        variants = [_Variant(side, side, {}) for side in sides]
-        if self.options.allocator:
+        options = self.options
+        theirs = self._offer.theirs(options.baseline, tuned=options.tuned)
+        variants = [_Variant(side, side, {}) for side in (*theirs, *self._offer.ours)]
+        if options.allocator:
             variants += [
-                _Variant(f"{side}+allocator", side, self.options.allocator) for side in (default, OURS)
+                _Variant(f"{side}+allocator", side, options.allocator) for side in self._default_sides
             ]
         return variants
 
-    def _sides(self) -> tuple[str, tuple[str, ...]]:
-        return TASKS[self.options.task].sides[self.options.baseline]
+    @property
+    def _offer(self) -> Offer:
+        return TASKS[self.options.task]
+
+    @property
+    def _default_sides(self) -> tuple[str, ...]:
+        return (*self._offer.theirs(self.options.baseline, tuned=False), *self._offer.ours)
 
     @property
     def _all_steps(self) -> int:
@@ -139,10 +144,10 @@ class _Driver:
             )
         self._evaluate()
 
-    def _parity(self, baseline: str) -> None:
-        """Both sides in float32: the first steps of the timed runs, with their schedule."""
+    def _parity(self) -> None:
+        """All sides in float32: the first steps of the timed runs, with their schedule."""
         steps = min(PARITY_STEPS, self.options.steps)
-        for side in (baseline, OURS):
+        for side in self._default_sides:
             trained = self._train(_Variant(side, side, {}), 0, steps, "float32")
             self._add("parity_runs", trained)
             losses = ", ".join(f"{step.loss:.7f}" for step in trained.steps)
@@ -165,8 +170,10 @@ class _Driver:
             stop_after=steps,
             batch_size=self.options.batch_size,
             learning_rate=self.options.learning_rate,
+            seed=self.options.seed + pair,
         )
-        trained: Run = self._child("train", job, Run, variant.environment)
+        python = sys.executable if variant.side in self._offer.ours else self.options.baseline_python
+        trained: Run = self._child("train", job, Run, variant.environment, python)
         return dataclasses.replace(
             trained, label=variant.label, pair=pair, environment=variant.environment, others_cpu=others
         )
@@ -237,7 +244,14 @@ class _Driver:
             copy_bytes=options.copy_bytes,
         )
 
-    def _child(self, kind: str, job: Any, answer: type[Any], environment: dict[str, str]) -> Any:
+    def _child(
+        self,
+        kind: str,
+        job: Any,
+        answer: type[Any],
+        environment: dict[str, str],
+        python: str = sys.executable,
+    ) -> Any:
         """Do a job in a fresh process and read its answer."""
         job_file, answer_file = self.folder / "job.json", self.folder / "answer.json"
         answer_file.unlink(missing_ok=True)
@@ -245,7 +259,7 @@ class _Driver:
         log = self.options.out / f"{self.stem}.log"
         with log.open("w", encoding="utf-8") as stream:
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.child", kind, str(job_file), str(answer_file)],
+                [python, "-m", "benchmarks.child", kind, str(job_file), str(answer_file)],
                 cwd=ROOT,
                 env={**os.environ, **self._environment(), **environment},
                 stdout=stream,
@@ -292,7 +306,7 @@ class _Driver:
             result.parity_runs,
             result.machine,
             result.workload,
-            baseline=self._sides()[0],
+            baseline=self._default_sides[0],
             dropped=result.dropped_steps,
         )
         self.result = dataclasses.replace(result, summary=summary)

@@ -57,6 +57,7 @@ class Train:
         output: a folder for the trained adapter.
         steps: that the schedule is made for, in all epochs together.
         stop_after: steps that are taken.
+        seed: of what a side draws.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Train:
     stop_after: int
     batch_size: int
     learning_rate: float
+    seed: int
 
 
 @dataclass(frozen=True)

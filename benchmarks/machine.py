@@ -14,7 +14,7 @@ import psutil
 
 from benchmarks.records import Machine
 
-__all__ = ["BUSY_PROCESS", "busiest_other", "describe", "reasons_to_wait"]
+__all__ = ["BUSY_PROCESS", "busiest_other", "describe", "reasons_to_wait", "versions"]
 
 BUSY_PROCESS = 0.2  # cores
 BUSY_LOAD = 0.5  # processes per core, averaged over the last minute
@@ -77,10 +77,15 @@ def describe(*, size: int, copy_bytes: int) -> Machine:
         system=platform.platform(),
         allocator=" ".join(platform.libc_ver()) or "unknown",
         load_average=list(os.getloadavg()),
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions=versions(),
         matmul_flops={"bfloat16": matmul(torch.bfloat16), "float32": matmul(torch.float32)},
         copy_bytes=2 * copy_bytes / _seconds(lambda: target.copy_(source)),
     )
+
+
+def versions() -> dict[str, str]:
+    """Of this interpreter and the libraries in its environment."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def _seconds(work: Callable[[], object], *, repeats: int = 15, budget: float = 5.0) -> float:

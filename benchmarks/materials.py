@@ -20,7 +20,7 @@ from benchmarks.jobs import Prepare, adapter_folder
 from benchmarks.recorder import IGNORED, Example, example_sha256
 from benchmarks.records import Workload
 
-__all__ = ["Rows", "adapter_delta", "load_plain", "longest", "workload"]
+__all__ = ["ADAPTER", "Rows", "adapter_delta", "load_plain", "longest", "workload"]
 
 ADAPTER: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
 WEIGHTS = "adapter_model.safetensors"

@@ -19,6 +19,7 @@ class Options:
         tuned: also run the baseline's best settings.
         allocator: environment of extra runs of both sides; empty for none.
         force: start on a busy machine.
+        baseline_python: interpreter of the baseline's sides.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Options:
     tuned: bool
     allocator: dict[str, str]
     force: bool
+    baseline_python: str
     batch_size: int = 8
     held_out: int = 64
     seed: int = 0

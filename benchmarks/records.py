@@ -13,9 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Comparison", "Machine", "Result", "Run", "Side", "Step", "Summary", "Workload", "read", "write"]
+__all__ = [
+    "Comparison",
+    "Drawing",
+    "Machine",
+    "Result",
+    "Run",
+    "Side",
+    "Step",
+    "Summary",
+    "Workload",
+    "read",
+    "write",
+]
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,9 @@ class Step:
         grad_norm: before clipping.
         tokens: real tokens, padding not counted; of a pair those of both sequences, the prompt twice.
         trained_tokens: tokens with a label: those whose prediction, or where a score, enters the loss.
-        rows_sha256: of the ids and labels of the step's examples, in any order.
+        rows_sha256: of the ids and labels of the step's examples, in any order; where completions are drawn,
+            of the prompts.
+        measures: further numbers of the task, by name.
     """
 
     seconds: float
@@ -39,6 +53,7 @@ class Step:
     tokens: int
     trained_tokens: int
     rows_sha256: str
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,7 @@ class Run:
         eval_loss: of the saved adapter on held-out rows, by the neutral evaluator; None until it has run.
         eval_accuracy: share of held-out pairs whose chosen answer is preferred; None without pairs.
         disturbed: another run replaces this one, because its side's runs were too far apart.
+        versions: of interpreter and libraries.
     """
 
     label: str
@@ -87,6 +103,7 @@ class Run:
     eval_loss: float | None = None
     eval_accuracy: float | None = None
     disturbed: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,24 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """What each side draws by itself in every step: one completion of each prompt. Losses then differ.
+
+    Args:
+        new_tokens: of every completion.
+        updates: optimiser steps on them.
+        temperature: of sampling.
+        floor_flops, floor_bytes: of drawing, for each step of every epoch, the least work.
+    """
+
+    new_tokens: int
+    updates: int
+    temperature: float
+    floor_flops: list[float]
+    floor_bytes: list[float]
+
+
+@dataclass(frozen=True)
 class Workload:
     """What both sides train on.
 
@@ -124,7 +159,9 @@ class Workload:
         starts_at: the loss of the first step, where it is known beforehand; else None.
         seeds: of the order of the rows, and of the adapter of each pair.
         sizes: weights of the body's matrices, of the head and of the adapter; layers; two widths.
-        floor_flops, floor_bytes: of each step of every epoch, the least work that the task needs.
+        floor_flops, floor_bytes: of each step of every epoch, the least work that the task needs, drawing
+            left out.
+        drawing: None where both sides train on the same completions.
     """
 
     data: str
@@ -146,6 +183,7 @@ class Workload:
     sizes: dict[str, int]
     floor_flops: list[float]
     floor_bytes: list[float]
+    drawing: Drawing | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +198,10 @@ class Side:
         tokens_per_second: real tokens, median over runs.
         peak_bytes: median over runs.
         efficiency: floor time over measured time, median step.
-        rounding: largest difference of a step's loss from the float32 run's, over the steps of both.
+        rounding: largest difference of a step's loss from the float32 run's, over the steps of both; None
+            where losses are not comparable.
+        scores: mean score of each run's completions; empty where none are drawn.
+        measures: of a step's further numbers, the median over runs of the median step.
     """
 
     runs: int
@@ -178,6 +219,8 @@ class Side:
     faults_per_step: float
     cpu_seconds_per_step: float
     involuntary_switches: int
+    scores: list[float]
+    measures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -189,7 +232,7 @@ class Comparison:
         epoch_speeds: likewise in each epoch.
         speed_in_all: likewise, with what each did ahead spread over its steps.
         memory: peak of ftlib as a share of the other's.
-        loss_difference: largest difference in the loss of a step.
+        loss_difference: largest difference in the loss of a step; None where losses are not comparable.
         eval_difference: largest difference in the evaluation loss.
     """
 
@@ -200,7 +243,7 @@ class Comparison:
     epoch_speeds: list[float]
     speed_in_all: float
     memory: float
-    loss_difference: float
+    loss_difference: float | None
     eval_difference: float
 
 

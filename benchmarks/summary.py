@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, median
 
+from benchmarks.drawn import problems_of_drawing, scores_apart
 from benchmarks.floor import floor_seconds
 from benchmarks.records import Comparison, Machine, Run, Side, Step, Summary, Workload
 
@@ -75,25 +76,25 @@ def summarise(
     valid = [run for run in runs if not run.disturbed]
     labels = list(dict.fromkeys(run.label for run in valid))
     by_label = {label: [run for run in valid if run.label == label] for label in labels}
-    floors = [
-        floor_seconds(
-            flops, moved, matmul_flops=max(machine.matmul_flops.values()), copy_bytes=machine.copy_bytes
-        )
-        for flops, moved in zip(workload.floor_flops, workload.floor_bytes, strict=True)
-    ]
+    floors = _floors(machine, workload)
+    drawing = workload.drawing
     seeds = [run.eval_loss for run in by_label.get(baseline, []) if run.eval_loss is not None]
     seed_range = [min(seeds), max(seeds)] if seeds else []
     comparisons = [
         compared
         for label in labels
         if not label.startswith(OURS)
-        and (compared := _comparison(by_label, _counterpart(label, labels), label, dropped)) is not None
+        for ours in _counterparts(label, labels)
+        if (compared := _comparison(by_label, ours, label, dropped, alike=drawing is None)) is not None
     ]
-    parity = _parity(parity_runs)
+    parity = _parity(parity_runs) if drawing is None else None
     problems = [problem for run in [*valid, *parity_runs] for problem in _unproven(run)]
     problems += _different_work([*valid, *parity_runs])
     problems += _wrong_start([*valid, *parity_runs], workload.starts_at)
-    sides = {label: _side(members, parity_runs, floors, dropped) for label, members in by_label.items()}
+    if drawing is not None:
+        problems += problems_of_drawing([*valid, *parity_runs], drawing, workload.batch_size)
+    exact = parity_runs if drawing is None else ()  # what float32 losses are compared with
+    sides = {label: _side(members, exact, floors, dropped) for label, members in by_label.items()}
     problems += [
         f"{label}: step losses differ from float32 by up to {side.rounding:.2g}, over {CLOSE:g}"
         for label, side in sides.items()
@@ -107,8 +108,26 @@ def summarise(
         parity=parity,
         seed_range=seed_range,
         problems=problems,
-        notes=[*_notes(runs, by_label, dropped), *_outside(by_label.get(OURS, []), seeds)],
+        notes=[
+            *_notes(runs, by_label, dropped),
+            *_outside(by_label.get(OURS, []), seeds),
+            *scores_apart({label: side.scores for label, side in sides.items()}, baseline),
+        ],
     )
+
+
+def _floors(machine: Machine, workload: Workload) -> list[float]:
+    """Of each step, in seconds: of drawing and of training on what was drawn, one after the other."""
+
+    def seconds(flops: Sequence[float], moved: Sequence[float]) -> list[float]:
+        rates = {"matmul_flops": max(machine.matmul_flops.values()), "copy_bytes": machine.copy_bytes}
+        return [floor_seconds(work, size, **rates) for work, size in zip(flops, moved, strict=True)]
+
+    training = seconds(workload.floor_flops, workload.floor_bytes)
+    if workload.drawing is None:
+        return training
+    drawing = seconds(workload.drawing.floor_flops, workload.drawing.floor_bytes)
+    return [one + other for one, other in zip(drawing, training, strict=True)]
 
 
 def _side(runs: Sequence[Run], parity_runs: Sequence[Run], floors: Sequence[float], dropped: int) -> Side:
@@ -135,6 +154,15 @@ def _side(runs: Sequence[Run], parity_runs: Sequence[Run], floors: Sequence[floa
         faults_per_step=median((run.minor_faults + run.major_faults) / steps for run in runs),
         cpu_seconds_per_step=median((run.user_seconds + run.system_seconds) / steps for run in runs),
         involuntary_switches=int(median(run.involuntary_switches for run in runs)),
+        scores=[
+            fmean(step.measures["score"] for step in run.steps)
+            for run in runs
+            if all("score" in step.measures for step in run.steps)
+        ],
+        measures={
+            name: median(median(step.measures[name] for step in run_steps) for run_steps in timed)
+            for name in timed[0][0].measures
+        },
     )
 
 
@@ -160,15 +188,22 @@ def _speed(steps: Sequence[Step]) -> float:
     return sum(step.tokens for step in steps) / sum(step.seconds for step in steps)
 
 
-def _counterpart(label: str, labels: Sequence[str]) -> str:
-    """Our runs in the same environment: labels carry it after a plus sign."""
-    _, plus, environment = label.partition("+")
-    ours = f"{OURS}{plus}{environment}"
-    return ours if ours in labels else OURS
+def _counterparts(label: str, labels: Sequence[str]) -> list[str]:
+    """Our runs in the same environment, which labels carry after a plus sign; else in the common one."""
+    ours = [each.partition("+") for each in labels if each.startswith(OURS)]
+    environments = (label.partition("+")[2], "")
+    found = [["".join(each) for each in ours if each[2] == environment] for environment in environments]
+    return next(filter(None, found), [])
 
 
-def _comparison(by_label: dict[str, list[Run]], ours: str, theirs: str, dropped: int) -> Comparison | None:
-    """None as long as no pair has both."""
+def _comparison(
+    by_label: dict[str, list[Run]], ours: str, theirs: str, dropped: int, *, alike: bool
+) -> Comparison | None:
+    """None as long as no pair has both.
+
+    Args:
+        alike: whether both train on the same tokens, so that their losses can be compared.
+    """
     pairs = [(a, b) for a in by_label.get(ours, []) for b in by_label[theirs] if a.pair == b.pair]
     if not pairs:
         return None
@@ -193,7 +228,9 @@ def _comparison(by_label: dict[str, list[Run]], ours: str, theirs: str, dropped:
             abs(left.loss - right.loss)
             for a, b in pairs
             for left, right in zip(a.steps, b.steps, strict=True)
-        ),
+        )
+        if alike
+        else None,
         eval_difference=max(abs((a.eval_loss or 0.0) - (b.eval_loss or 0.0)) for a, b in pairs),
     )
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.records import Machine, Result, Run, Side, Summary
+from benchmarks.records import Drawing, Machine, Result, Run, Side, Summary
 from benchmarks.summary import CLOSE, PARITY
+from benchmarks.tasks import ALONE
 
 __all__ = ["markdown"]
 
 GIB = 2**30
-_READING = (
-    "Efficiency: the least time a step can take on this machine, over the time it took. Off float32: how "
-    "far the losses of the first steps are from those of a float32 run, which are the same for both."
+_READING = "Efficiency: the least time a step can take on this machine, over the time it took."
+_ROUNDING = (
+    " Off float32: how far the losses of the first steps are from those of a float32 run, which are the same "
+    "for both."
+)
+_DRAWING = (
+    " Evaluation loss: minus the mean score of completions of held-out prompts. Score: of a run's own "
+    "completions, their mean."
 )
 _AHEAD = (
     " S ahead: spent between building the trainer and its first step, on set-up and perhaps on a reference's "
@@ -25,17 +31,20 @@ def markdown(result: Result) -> str:
     if result.summary is None:
         return f"# {result.task}: nothing measured yet\n"
     unfinished = "" if result.complete else " (unfinished)"
+    baseline = "alone" if result.baseline == ALONE else f"and {result.baseline}"
     parts = [
-        f"# {result.task}: ftlib and {result.baseline}{unfinished}",
+        f"# {result.task}: ftlib {baseline}{unfinished}",
         f"{result.date}, commit {result.commit}. `python -m benchmarks {' '.join(result.command)}`",
         _workload(result),
         _sides(result.summary.sides),
         _reading(result.summary),
         _comparisons(result.summary),
+        _measures(result.summary.sides),
         _epochs(result.summary),
         _losses(result.runs, result.parity_runs),
-        _checks(result.summary),
+        _checks(result.summary, result.workload.drawing),
         _machine(result.machine),
+        _other_versions(result),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -60,7 +69,16 @@ def _workload(result: Result) -> str:
     return (
         f"{workload.model}, LoRA r={workload.adapter['r']}, {len(workload.floor_flops)} steps{epochs} of "
         f"{workload.batch_size} {workload.unit}{lengths}; the first {result.dropped_steps} steps are not "
-        f"timed. Data: {workload.data}.{differing}"
+        f"timed. Data: {workload.data}.{differing}{_drawn(workload.drawing)}"
+    )
+
+
+def _drawn(drawing: Drawing | None) -> str:
+    if drawing is None:
+        return ""
+    return (
+        f" In every step each side draws {drawing.new_tokens} tokens after each prompt, at temperature "
+        f"{drawing.temperature:g}, and makes {drawing.updates} optimiser steps on them."
     )
 
 
@@ -71,6 +89,20 @@ def _machine(machine: Machine) -> str:
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / GIB:.0f} GiB, {machine.system}. "
         f"Matrix product: {rates}; copy {machine.copy_bytes / 1e9:.1f} GB/s. {versions}."
     )
+
+
+def _other_versions(result: Result) -> str:
+    """Of the runs in an environment of their own."""
+    found: dict[str, list[str]] = {}
+    for run in result.runs:
+        own = ", ".join(
+            f"{name} {version}"
+            for name, version in run.versions.items()
+            if version != result.machine.versions.get(name)
+        )
+        if own and run.side not in found.setdefault(own, []):
+            found[own].append(run.side)
+    return " ".join(f"{' and '.join(sides)} ran with {own}." for own, sides in found.items())
 
 
 def _sides(sides: dict[str, Side]) -> str:
@@ -86,6 +118,7 @@ def _sides(sides: dict[str, Side]) -> str:
             "off float32",
             "evaluation loss",
             "accuracy",
+            "score",
             "s ahead",
             "faults/step",
         ],
@@ -101,6 +134,7 @@ def _sides(sides: dict[str, Side]) -> str:
                 "" if side.rounding is None else f"{side.rounding:.1e}",
                 _extent(side.eval_losses, 4),
                 _extent(side.eval_accuracies, 2),
+                _extent(side.scores, 3),
                 f"{side.ahead_seconds:.1f}" if _worked_ahead(side) else "",
                 f"{side.faults_per_step:,.0f}",
             ]
@@ -127,7 +161,7 @@ def _comparisons(summary: Summary) -> str:
                 _range(each.speed_range, 2),
                 f"{each.speed_in_all:.2f}" if _worked_ahead(summary.sides[each.baseline]) else "",
                 f"{each.memory:.2f}",
-                f"{each.loss_difference:.1e}",
+                "" if each.loss_difference is None else f"{each.loss_difference:.1e}",
                 f"{each.eval_difference:.1e}",
             ]
             for each in summary.comparisons
@@ -136,7 +170,25 @@ def _comparisons(summary: Summary) -> str:
 
 
 def _reading(summary: Summary) -> str:
-    return _READING + (_AHEAD if any(map(_worked_ahead, summary.sides.values())) else "")
+    sides = summary.sides.values()
+    told = [
+        (_ROUNDING, any(side.rounding is not None for side in sides)),
+        (_DRAWING, any(side.scores for side in sides)),
+        (_AHEAD, any(map(_worked_ahead, sides))),
+    ]
+    return _READING + "".join(text for text, applies in told if applies)
+
+
+def _measures(sides: dict[str, Side]) -> str:
+    """The task's own numbers of a median step; nothing where there are none."""
+    names = list(dict.fromkeys(name for side in sides.values() for name in side.measures))
+    if not names:
+        return ""
+    rows = [
+        [label, *(f"{side.measures[name]:.4g}" if name in side.measures else "" for name in names)]
+        for label, side in sides.items()
+    ]
+    return "Of a step:\n\n" + _table(["", *(name.replace("_", " ") for name in names)], rows)
 
 
 def _worked_ahead(side: Side) -> bool:
@@ -175,7 +227,7 @@ def _loss(run: Run, step: int) -> str:
     return f"{run.steps[step].loss:.6f}" if step < len(run.steps) else ""
 
 
-def _checks(summary: Summary) -> str:
+def _checks(summary: Summary, drawing: Drawing | None) -> str:
     lines = []
     if summary.parity is not None:
         lines.append(
@@ -185,10 +237,16 @@ def _checks(summary: Summary) -> str:
         lines.append(f"evaluation loss of the baseline over the seeds: {_range(summary.seed_range, 4)}")
     if summary.problems:
         lines += [f"**failed**: {problem}" for problem in summary.problems]
-    else:
+    elif drawing is None:
         lines.append(
             "same rows and labels in every step, a gradient in every step, every adapter moved, "
             f"base weights unchanged, ftlib's losses within {CLOSE:g} nats of float32"
+        )
+    else:
+        lines.append(
+            "same prompts, completions of one length and as many optimiser steps in every step, scores as "
+            "plain transformers gives them, in float32 the first minibatch at ratio 1 and the first policy "
+            "equal to the reference, a gradient in every step, every adapter moved, base weights unchanged"
         )
     return "\n".join(f"- {line}" for line in [*lines, *summary.notes])
 

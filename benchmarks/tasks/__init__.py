@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 
 from benchmarks.jobs import Task
 
-__all__ = ["BASELINES", "TASKS", "Offer", "task_named"]
+__all__ = ["ALONE", "BASELINES", "TASKS", "Offer", "task_named"]
 
-BASELINES = ("trl",)
+ALONE = "none"  # no baseline
+BASELINES = ("trl", ALONE)
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,33 @@ class Offer:
     Args:
         learning_rate: of both sides.
         sides: baseline -> its sides: the one that is compared by default, then its best settings.
+        ours: the sides of ftlib; each is compared with every side of the baseline.
+        environments: baseline -> the environment that its sides need, where it is not the project's.
     """
 
     learning_rate: float
     sides: Mapping[str, tuple[str, tuple[str, ...]]]
+    ours: tuple[str, ...] = ("ftlib",)
+    environments: Mapping[str, str] = field(default_factory=dict)
+
+    def theirs(self, baseline: str, *, tuned: bool) -> tuple[str, ...]:
+        """Sides of a baseline: the one that is compared by default, then its best settings, if asked for."""
+        if baseline == ALONE:
+            return ()
+        default, best = self.sides[baseline]
+        return (default, *(best if tuned else ()))
 
 
 TASKS = {
     "sft": Offer(2e-4, {"trl": ("trl", ("trl-tuned", "trl-flat"))}),
     "reward": Offer(1e-4, {"trl": ("trl", ("trl-tuned",))}),
     "dpo": Offer(5e-5, {"trl": ("trl", ("trl-tuned",))}),
+    "ppo": Offer(
+        1e-5,
+        {"trl": ("trl", ("trl-autocast", "trl-tuned", "trl-adapter"))},
+        ours=("ftlib", "ftlib-adapter"),
+        environments={"trl": "trl-1.12"},
+    ),
 }
 
 
