@@ -101,6 +101,12 @@ class PPOConfig(TrainConfig):
             self._check(name, is_count(getattr(self, name)), "a whole number >= 1")
         warmup = self.critic_warmup
         self._check("critic_warmup", warmup == 0 or is_count(warmup), "a whole number >= 0")
+        ends = () if self.stop is None else self.stop
+        named = not isinstance(ends, str) and all(type(end) in (str, int) for end in ends)
+        self._check("stop", named, "a list of token ids and strings, or None")
+        self._check("eval_batch_size", self.eval_batch_size is None, "None; evaluation prompts are sampled")
+        rate = self.value_learning_rate
+        self._check("value_learning_rate", rate is None or 0 <= rate < inf, "a finite number >= 0, or None")
         self._check("kl_coef", 0 <= self.kl_coef < inf, "a finite number >= 0")
         self._check("kl_target", self.kl_target is None or self.kl_target > 0, "a number > 0, or None")
         self._check("max_drop_frac", 0 <= self.max_drop_frac <= 1, "a share in [0, 1]")

@@ -5,7 +5,8 @@ Shapes: B rollouts, L positions of a padded row, N scored rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, final
@@ -25,11 +26,15 @@ PTX = "ptx"  # the extra that marks rows of pre-training text
 NUMBERS = ("old_logprobs", "ref_logprobs", "old_values", "advantages", "returns", "importance")  # per token
 
 
-def examples(rows: Sequence[Example]) -> list[Example]:
-    """Rows as groups: those of one prompt that stand next to each other share its computation."""
+def examples(rows: Sequence[Example], *, max_tokens: int | None = None) -> list[Example]:
+    """Rows as groups: those of one prompt that stand next to each other share its computation.
+
+    Args:
+        rows: as `to_row` makes them.
+        max_tokens: most tokens of a group of several rows; None for no bound.
+    """
     groups = []
-    for _, members in groupby(rows, key=lambda row: row["prefix_ids"]):
-        joined = list(members)
+    for joined in _of_one_prompt(rows, math.inf if max_tokens is None else max_tokens):
         first = joined[0]
         parts = {
             name: [part for member in joined for part in member[name]]
@@ -39,6 +44,20 @@ def examples(rows: Sequence[Example]) -> list[Example]:
         length = len(first["prefix_ids"]) + sum(map(len, parts["continuation_ids"]))
         groups.append({**first, **parts, "length": length})
     return groups
+
+
+def _of_one_prompt(rows: Sequence[Example], max_tokens: float) -> Iterator[list[Example]]:
+    for _, members in groupby(rows, key=lambda row: row["prefix_ids"]):
+        joined: list[Example] = []
+        size = 0
+        for row in members:
+            own = len(row["continuation_ids"][0])
+            if joined and size + own > max_tokens:
+                yield joined
+                joined = []
+            size = size + own if joined else len(row["prefix_ids"]) + own
+            joined.append(row)
+        yield joined
 
 
 @final

@@ -10,7 +10,7 @@ The loss is `objectives.PPO`; its formulas are `losses.shape_rewards`, `gae`, `p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, cast, final
@@ -40,9 +40,10 @@ from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
 from ftlib.trainers.ppo_critic import CriticKind, OwnCritic, make_critic, value_head_of, value_rate
 from ftlib.trainers.ppo_given import given_rollouts, mean_reward
-from ftlib.trainers.ppo_health import Health
+from ftlib.trainers.ppo_health import Health, agreement_of
 from ftlib.trainers.ppo_inputs import AnyReward, encode_prompts, ids_of, resolve_reward
 from ftlib.trainers.ppo_metrics import derived
+from ftlib.trainers.ppo_objective import SHARED, check_objective
 from ftlib.trainers.ppo_phase import collect_on_ranks
 from ftlib.trainers.snapshot import Stateful
 from ftlib.trainers.trained import Examples
@@ -110,6 +111,7 @@ class PPOTrainer(Trainer):
         settings = config or PPOConfig()
         if not isinstance(settings, PPOConfig):
             raise ConfigError(f"PPOTrainer: expected a PPOConfig, got {type(settings).__name__}.")
+        check_objective(objective, settings)
         if (ptx_dataset is None) != (settings.ptx_coef == 0):
             raise ConfigError("PPOTrainer: ptx_dataset and PPOConfig.ptx_coef need each other. Give both.")
         self._critic_kind, self._given_reward, self._given_sampler = critic, reward, sampler
@@ -137,8 +139,8 @@ class PPOTrainer(Trainer):
 
     def default_objective(self) -> PPO:
         """`objectives.PPO` with the settings of the run."""
-        named = {field.name for field in fields(PPO)} & {field.name for field in fields(PPOConfig)}
-        return PPO(critic=self._critic_kind == "head", **{name: getattr(self.config, name) for name in named})
+        named = {name: getattr(self.config, name) for name in SHARED}
+        return PPO(critic=self._critic_kind == "head", **named)
 
     def make_engine(self, objective: Objective) -> Engine:
         """The policy's engine and the other roles, all made of the weights the policy has now."""
@@ -211,8 +213,14 @@ class PPOTrainer(Trainer):
         )
 
     def stateful_parts(self) -> Mapping[str, Stateful]:
-        """Reference, critic, controller and running moments."""
-        parts = {"reference": self.reference, "critic": self.critic, "kl": self.kl, "moments": self.moments}
+        """Reference, critic, controller, running moments, and what the warnings compare with."""
+        parts: dict[str, object] = {
+            "reference": self.reference,
+            "critic": self.critic,
+            "kl": self.kl,
+            "moments": self.moments,
+            "health": self.health,
+        }
         return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
 
     # -- the algorithm -----------------------------------------------------------------------------
@@ -250,7 +258,8 @@ class PPOTrainer(Trainer):
         # 4. the penalty of the next rollout, and what to tell
         kl = prepared.metrics["kl"]
         self.kl.update(float(kl.value), int(kl.count))
-        row = self._count(self._summary(results, prepared, entropy), len(rollouts))
+        agreement = agreement_of(known)
+        row = self._count(self._summary(results, prepared, {"entropy": entropy, **agreement}), len(rollouts))
         self.health.look(row)
         return row
 
@@ -362,7 +371,7 @@ class PPOTrainer(Trainer):
 
     def _step(self, rows: Sequence[Example], chosen: Sequence[int]) -> list[StepResult]:
         """One minibatch: the policy's optimiser step, and the critic's own where it has one."""
-        minibatch = examples([rows[index] for index in chosen])
+        minibatch = examples([rows[index] for index in chosen], max_tokens=self.engine.max_tokens)
         with_text = minibatch + [ptx_row(row) for row in self._ptx_rows(len(chosen))]
         warming = self.iteration < self.config.critic_warmup and (
             self.critic is not None or self.objective.critic
@@ -391,7 +400,7 @@ class PPOTrainer(Trainer):
         return [self.ptx_data[int(index)] for index in random.integers(len(self.ptx_data), size=rows)]
 
     def _summary(
-        self, results: Sequence[Sequence[StepResult]], prepared: Prepared, entropy: Mean
+        self, results: Sequence[Sequence[StepResult]], prepared: Prepared, read: Mapping[str, Mean]
     ) -> StepResult:
         """All optimiser steps of an update as one."""
         flat = list(chain.from_iterable(results))
@@ -408,7 +417,7 @@ class PPOTrainer(Trainer):
             **{name: _cpu(mean) for name, mean in metrics.items()},
             **self._rollout_metrics,
             **prepared.metrics,
-            "entropy": entropy,
+            **read,
             "beta": Mean(torch.tensor(self.kl.beta), one),
             "first_ratio_deviation": _cpu(flat[0].metrics.get("ratio_deviation", nothing)),
             "optimizer_steps": Mean(torch.tensor(float(len(results))), one),

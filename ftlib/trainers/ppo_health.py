@@ -9,20 +9,23 @@
 | explained_variance | below 0 after the critic's warm-up |
 | unfinished | fewer than half of the completions end |
 | length_drift | completions twice as long, or half, as at the start |
+| sampler | the sampler's log-probabilities are off by more than a tenth: mean ratio above 1.1 |
 | flat_score | all scores of a rollout are equal |
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
+from ftlib.batches import Mean, Rollout
 from ftlib.engine.ppo_config import PPOConfig
 from ftlib.errors import ConfigError
+from ftlib.rollouts import sampler_agreement
 
-__all__ = ["CHECKS", "Health"]
+__all__ = ["CHECKS", "Health", "agreement_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +41,16 @@ CHECKS = {
     "unfinished": "fewer than half of the completions end. Raise max_new_tokens, or check stop.",
     "length_drift": "completions have doubled or halved in length since the start. Look at samples: the "
     "reward may pay for length.",
+    "sampler": "the sampler does not draw from the policy: its log-probabilities differ from the trainer's "
+    "by more than a tenth. Check that it follows the weights, and its temperature and dtype.",
     "flat_score": "all scores of a rollout are equal: nothing can be learned from it. Check the reward.",
 }
+
+
+def agreement_of(rollouts: Sequence[Rollout]) -> dict[str, Mean]:
+    """`sampler_agreement` of the rows it can be told of: not those drawn with top-p or top-k."""
+    told = [row for row in rollouts if row.sampler_logprobs is not None and not row.sampling.warped]
+    return sampler_agreement(told) if told else {}
 
 
 @final
@@ -62,6 +73,14 @@ class Health:
         unknown = sorted(set(self.config.stop_on) - set(CHECKS))
         if unknown:
             raise ConfigError(f"PPOConfig: expected stop_on names of {sorted(CHECKS)}, got {unknown}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was told, and the length at the start."""
+        return {"told": sorted(self._told), "first_length": self._first_length}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Go on from such a state."""
+        self._told, self._first_length = set(state["told"]), state["first_length"]
 
     def look(self, row: Mapping[str, float]) -> None:
         """Warn of what is seen for the first time.
@@ -89,6 +108,7 @@ class Health:
             "explained_variance": warmed_up and row.get("explained_variance", 0.0) < 0,
             "unfinished": row["finished"] < 0.5,
             "length_drift": not first / 2 <= length <= first * 2,
+            "sampler": row.get("sampler_ratio", 1.0) > 1.1,
             "flat_score": row.get("score_std", 1.0) == 0,
         }
         return [name for name, bad in seen.items() if bad]

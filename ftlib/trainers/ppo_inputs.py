@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel, load_adapter
 from ftlib.data.encode import Encoder
+from ftlib.data.records import load_records
 from ftlib.errors import ConfigError, DataError
 from ftlib.models.heads import as_reward_model
 from ftlib.models.parts import inner_model
@@ -27,15 +28,17 @@ def encode_prompts(data: Any, encoder: Callable[[], Encoder], name: str) -> list
     """Prompts as rows with their ids, as they came, and their other columns.
 
     Args:
-        data: strings, message lists, or rows with a "prompt"; a data set of such rows.
+        data: a list of strings, message lists, or rows with a "prompt"; a data set, frame or path of such
+            rows.
         encoder: lays out prompts.
         name: of the argument, for errors.
 
     Raises:
         DataError: no prompts, or rows without one; all of them are named.
+        ConfigError: a stream, which has no length to plan steps by.
     """
-    rows = list(data) if not isinstance(data, Dataset) else [data[index] for index in range(len(data))]
-    if isinstance(data, str) or not rows:
+    rows = _rows(data, name)
+    if not rows:
         raise DataError(f"{name}: expected a list of prompts, got {data!r:.60}.", code="empty_data")
     if all(isinstance(row, Mapping) and "prefix_ids" in row for row in rows):
         return rows
@@ -45,6 +48,21 @@ def encode_prompts(data: Any, encoder: Callable[[], Encoder], name: str) -> list
             f'{name}: expected a "prompt" in every row, got none in rows {wrong[:20]}.', code="bad_row"
         )
     return [_row(row, index, encoder()) for index, row in enumerate(rows)]
+
+
+def _rows(data: Any, name: str) -> list[Any]:
+    if isinstance(data, IterableDataset):
+        raise ConfigError(
+            f"{name}: expected prompts with a length, got an IterableDataset. Take what you train on: "
+            "list(stream.take(n))."
+        )
+    if isinstance(data, str):
+        raise DataError(
+            f"{name}: expected a list of prompts, got {data!r:.60}. Put it into a list; a file is given as a "
+            "pathlib.Path.",
+            code="empty_data",
+        )
+    return list(data) if isinstance(data, list | tuple | Dataset) else list(load_records(data))
 
 
 def _row(row: Any, index: int, encoder: Encoder) -> dict[str, Any]:
