@@ -112,11 +112,21 @@ class PPO:
                 raise ConfigError(f"PPO: expected a finite {name} >= 0, got {getattr(self, name)}.")
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"PPO: expected a temperature > 0, got {self.temperature}.")
+        if self.ptx_coef and self.temperature != 1.0:
+            raise ConfigError(
+                f"PPO: expected temperature=1.0 with ptx_coef, got {self.temperature}: text would be learned "
+                "at the temperature of the sampling."
+            )
         if self.truncation not in get_args(Truncation):
             raise ConfigError(
                 f"PPO: expected truncation as one of {list(get_args(Truncation))}, got {self.truncation!r}."
             )
         check_kl_placement(self._kl_kind, self.kl_place)
+        if self._kl_kind == "exact":
+            raise ConfigError(
+                "KL 'exact' in the loss: it takes whole distributions, and this loss sees the sampled tokens "
+                "alone. Use 'k3_plus' or 'k2'."
+            )
         # one token shows whether the ranges of the losses hold
         token_11, mask_11 = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
         ppo_policy(token_11, token_11, token_11, mask_11, clip=self.clip, dual=self.dual)
