@@ -50,6 +50,8 @@ from ftlib.trainers.trained import Examples
 
 __all__ = ["PPOTrainer"]
 
+logger = logging.getLogger(__name__)
+
 
 @final
 class PPOTrainer(Trainer):
@@ -151,6 +153,12 @@ class PPOTrainer(Trainer):
         if self._given_reference is None and config.kl_coef:
             raise ConfigError(
                 f"PPOTrainer: kl_coef={config.kl_coef} needs a reference. Give one, or kl_coef=0."
+            )
+        if config.critic_warmup >= self.steps:
+            logger.warning(
+                "critic_warmup=%d covers all %d rollouts: the policy is not trained. Lower it, or raise max_steps.",
+                config.critic_warmup,
+                self.steps,
             )
         self.critic = make_critic(
             self._critic_kind,
@@ -450,7 +458,7 @@ class PPOTrainer(Trainer):
 
         "eval_loss" is the mean reward with a minus. Changes nothing; the same random numbers every time.
         """
-        rows = self._to_evaluate(dataset)
+        rows = self._evaluated(dataset)
         with forked_rng(), modes(self.model):
             collected = self._collected(rows, iteration=0)
         metrics = {f"eval_{name}": float(mean.value) for name, mean in collected.metrics.items()}

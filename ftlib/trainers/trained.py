@@ -175,15 +175,6 @@ class TrainedModel:
             )
         return data
 
-    def _to_evaluate(self, dataset: Any) -> Any:
-        """Encoded examples: of `dataset`, or the trainer's own."""
-        data = self.eval_data if dataset is None else self._encoded(dataset, "evaluate")
-        if data is None:
-            raise ConfigError(
-                "evaluate: expected data, got none. Give a dataset here or eval_dataset to the trainer."
-            )
-        return data
-
     def _encoded(self, data: Any, name: str) -> Any:
         return encode(data, lambda: self.encoder, context_length(self.model), name=name)
 
