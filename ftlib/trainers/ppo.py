@@ -9,6 +9,7 @@ The loss is `objectives.PPO`; its formulas are `losses.shape_rewards`, `gae`, `p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -156,7 +157,7 @@ class PPOTrainer(Trainer):
             )
         if config.critic_warmup >= self.steps:
             logger.warning(
-                "critic_warmup=%d covers all %d rollouts: the policy is not trained. Lower it, or raise max_steps.",
+                "critic_warmup=%d covers all %d rollouts: the policy is not trained. Raise max_steps.",
                 config.critic_warmup,
                 self.steps,
             )
