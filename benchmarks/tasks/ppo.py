@@ -192,6 +192,7 @@ def train_ftlib(job: Train, critic: str = "head") -> Run:
     """ftlib with its defaults, or with another critic."""
     import ftlib as ft
 
+    torch.manual_seed(job.seed)  # of a second adapter's initialisation
     dtype = "float32" if job.precision == "float32" else "auto"
     model, tokenizer = ft.load(job.model, adapter=job.adapter, dtype=dtype, device=job.device)
     reward_model = _reward_model(job.folder)
