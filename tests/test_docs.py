@@ -9,6 +9,7 @@ import inspect
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import pytest
 
 import ftlib as ft
 from ftlib.adapters import Capabilities
+from ftlib.trainers import DPOTrainer, RewardTrainer
 from tests.conftest import ROOT
 from tests.doc_pages import blocks_of, run_page, table_rows, unmatched
+from tests.trainers.preferences import UNSEEN, preference_trainer
 from tests.trainers.tiny import rows, sft
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,8 +81,8 @@ def test_names_that_link_to_a_source_file_are_defined_there(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("function", "page"),
-    [(ft.TrainConfig, "sft"), (ft.adapters.lora, "adapters")],
-    ids=["TrainConfig", "lora"],
+    [(ft.TrainConfig, "sft"), (ft.adapters.lora, "adapters"), (ft.DPOTrainer, "dpo")],
+    ids=["TrainConfig", "lora", "DPOTrainer"],
 )
 def test_every_option_stands_in_its_page_with_its_default(function: Callable[..., Any], page: str) -> None:
     options = _defaults(function)
@@ -90,29 +93,52 @@ def test_every_option_stands_in_its_page_with_its_default(function: Callable[...
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     if dataclasses.is_dataclass(function):
         return {field.name: field.default for field in dataclasses.fields(function)}
-    return {name: value.default for name, value in inspect.signature(function).parameters.items()}
+    parameters = inspect.signature(function).parameters.items()
+    return {name: value.default for name, value in parameters if value.default is not value.empty}
 
 
 @pytest.mark.parametrize(
     ("names", "page"),
     [
         (list(inspect.signature(ft.SFTTrainer).parameters), "sft"),
+        (list(inspect.signature(ft.RewardTrainer).parameters), "reward"),
+        (list(inspect.signature(ft.DPOTrainer).parameters), "dpo"),
         (list(inspect.signature(ft.Encoder).parameters), "loss-weights"),
         ([field.name for field in dataclasses.fields(Capabilities)], "adapters"),
     ],
-    ids=["SFTTrainer", "Encoder", "Capabilities"],
+    ids=["SFTTrainer", "RewardTrainer", "DPOTrainer", "Encoder", "Capabilities"],
 )
 def test_every_name_stands_in_its_page(names: list[str], page: str) -> None:
     assert not [name for name in names if not re.search(rf"\b{name}\b", DOCS[page])]
 
 
-def test_every_metric_of_a_run_has_its_formula() -> None:
-    result = sft(eval_data=rows(2), max_steps=2, eval_steps=1, metric_for_best="loss").train()
+TRAINERS: dict[str, Callable[..., Any]] = {
+    "ft.SFTTrainer": sft,
+    "ft.RewardTrainer": partial(preference_trainer, RewardTrainer),
+    "ft.DPOTrainer": partial(preference_trainer, DPOTrainer),
+}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "held_out", "page"),
+    [
+        ("ft.SFTTrainer", rows(2), "sft"),
+        ("ft.RewardTrainer", UNSEEN, "reward"),
+        ("ft.DPOTrainer", UNSEEN, "dpo"),
+    ],
+    ids=["sft", "reward", "dpo"],
+)
+def test_every_metric_of_a_run_has_its_formula(trainer: str, held_out: Any, page: str) -> None:
+    made = TRAINERS[trainer](eval_data=held_out, max_steps=2, eval_steps=1, metric_for_best="loss")
+    result = made.train()
     found = {name for row in [*result.history, result.metrics] for name in row} - {"step"}
-    formulas = DOCS["sft"].split("## Every metric", 1)[1].split("\n## ")[0]
-    explained = {name for line in formulas.splitlines() if line.startswith("|")
-                 for name in re.findall(r"`(\w+)`", line.split("|")[1])}  # fmt: skip
-    assert explained == found
+    formulas = DOCS[page].split("## Every metric", 1)[1].split("\n## ")[0]
+    table = {name for line in formulas.splitlines() if line.startswith("|")
+             for name in re.findall(r"`(\w+)`", line.split("|")[1])}  # fmt: skip
+    shared = set() if page == "sft" else set(re.findall(r"`(\w+)`", formulas.split("\nThe others", 1)[1]))
+    assert not table & shared
+    assert table | shared == found
+    assert shared <= set(re.findall(r"`(\w+)`", DOCS["sft"]))
 
 
 def _combinations() -> list[tuple[str, str]]:
@@ -123,9 +149,8 @@ def _combinations() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("trainer", "adapter"), _combinations())
 def test_every_combination_of_the_readme_trains(trainer: str, adapter: str) -> None:
-    assert trainer == "ft.SFTTrainer"
     made = eval(adapter, vars(ft.adapters))
-    tiny = sft(adapter=made, max_steps=2)
+    tiny = TRAINERS[trainer](adapter=made, max_steps=2)
     first, second = (row["loss"] for row in tiny.train().history)
     assert first > 0
     assert first != second
@@ -133,9 +158,10 @@ def test_every_combination_of_the_readme_trains(trainer: str, adapter: str) -> N
 
 @pytest.mark.oracle
 def test_the_names_that_the_page_for_users_of_trl_maps_exist_in_trl() -> None:
-    from trl import SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-    arguments = set(inspect.signature(SFTTrainer).parameters) | set(inspect.signature(SFTConfig).parameters)
+    made = (SFTTrainer, SFTConfig, RewardTrainer, RewardConfig, DPOTrainer, DPOConfig)
+    arguments = {name for each in made for name in inspect.signature(each).parameters}
     text = DOCS["coming-from-trl"].split("## Converting", 1)[0]
     for row in table_rows(text):
         for name in re.findall(r"\w+", row[0].split(" x ")[0].split("=")[0]):
