@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -258,17 +259,18 @@ class PPOTrainer(Trainer):
         Returns:
             The row that a run would log.
         """
-        # 1. numbers that stay fixed during the update
-        known, entropy = self._read(rollouts)
-        # 2. rewards, advantages, returns
-        prepared = self.objective.prepare(self._scaled(known), beta=self.kl.beta)
-        # 3. optimiser steps
-        results = [self._step(prepared.rows, rows) for rows in self._minibatches(prepared.rows)]
-        # 4. the penalty of the next rollout, and what to tell
+        with self._modes_kept():
+            # 1. numbers that stay fixed during the update
+            known, entropy = self._read(rollouts)
+            # 2. rewards, advantages, returns
+            prepared = self.objective.prepare(self._scaled(known), beta=self.kl.beta)
+            # 3. optimiser steps
+            results = [self._step(prepared.rows, rows) for rows in self._minibatches(prepared.rows)]
+        # 4. what to tell, and the penalty of the next rollout
+        summary = self._summary(results, prepared, {"entropy": entropy, **agreement_of(known)})
         kl = prepared.metrics["kl"]
         self.kl.update(float(kl.value), int(kl.count))
-        agreement = agreement_of(known)
-        row = self._count(self._summary(results, prepared, {"entropy": entropy, **agreement}), len(rollouts))
+        row = self._count(summary, len(rollouts))
         self.health.look(row)
         return row
 
@@ -402,6 +404,14 @@ class PPOTrainer(Trainer):
                 results.append(self.critic.engine.step(minibatch))
         return results
 
+    @contextmanager
+    def _modes_kept(self) -> Iterator[None]:
+        """Every module of policy and critic gets its mode back, after an exception too."""
+        with ExitStack() as scope:
+            for model in (self.model, *([] if self.critic is None else [self.critic.engine.model])):
+                scope.enter_context(modes(model))
+            yield
+
     def _ptx_rows(self, rows: int) -> list[Mapping[str, Any]]:
         if self.ptx_data is None:
             return []
@@ -411,8 +421,9 @@ class PPOTrainer(Trainer):
     def _summary(
         self, results: Sequence[Sequence[StepResult]], prepared: Prepared, read: Mapping[str, Mean]
     ) -> StepResult:
-        """All optimiser steps of an update as one."""
-        flat = list(chain.from_iterable(results))
+        """All optimiser steps of an update as one; those left out as not finite only where all were."""
+        every = list(chain.from_iterable(results))
+        flat = [result for result in every if not result.skipped] or every
         terms: dict[str, Mean] = {}
         metrics: dict[str, Mean] = {}
         for result in flat:
@@ -443,7 +454,7 @@ class PPOTrainer(Trainer):
             terms={name: _cpu(mean) for name, mean in terms.items()},
             metrics=told,
             tokens=sum(int(row["length"]) for row in prepared.rows),
-            skipped=any(result.skipped for result in flat),
+            skipped=any(result.skipped for result in every),
         )
 
     _rollout_metrics: Mapping[str, Mean] = {}
