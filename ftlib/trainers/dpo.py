@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -144,6 +145,10 @@ class DPOTrainer(Trainer):
         dpo = _dpo_in(self.engine.objective)
         if dpo is None:
             return super().predictions(data)
+        # not through the cache: a row's last bits depend on its neighbours, and the first training step's
+        # reference has those of the policy's own forward only if it was not computed before
+        if isinstance(dpo.reference, Cached):
+            dpo = replace(dpo, reference=dpo.reference.reference)
         rows: list[dict[str, Any]] = [{} for _ in data]
         for members in pack([int(row["length"]) for row in data], self.engine.max_tokens):
             batch = collate([data[index] for index in members]).to(self.engine.device)
