@@ -6,12 +6,13 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip -qq --disable-pip-version-check
 
-.PHONY: help demo test bench clean
+.PHONY: help demo test test-long bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   the whole pipeline on a real model: offline, on CPU, a few minutes; writes demo_output/"
 	@echo "make test   what CI runs: ruff, mypy, import-linter, doctests, tests, the notebook"
+	@echo "make test-long  what takes minutes on top of it: PPO on five seeds, the PPO benchmark against TRL"
 	@echo "make bench  the benchmark against TRL; writes benchmarks/results/"
 	@echo "make clean  removes .venv, caches and demo_output/"
 
@@ -24,7 +25,10 @@ test: $(VENV)/.installed-dev
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
-	@OMP_WAIT_POLICY=passive $(RUN) -m pytest --doctest-modules ftlib tests
+	@OMP_WAIT_POLICY=passive $(RUN) -m pytest -m "not long" --doctest-modules ftlib tests
+
+test-long: $(VENV)/.installed-dev
+	@OMP_WAIT_POLICY=passive $(RUN) -m pytest -m long tests
 
 bench: $(VENV)/.installed-demo
 	@$(RUN) -m benchmarks sft --baseline trl --pairs 3

@@ -233,7 +233,7 @@ def whole(tmp_path_factory) -> Result:
     return read
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.oracle
 def test_every_side_ran_timed_and_in_float32(whole):
     theirs = [] if baseline_python() is None else ["trl"]
@@ -244,7 +244,7 @@ def test_every_side_ran_timed_and_in_float32(whole):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.oracle
 def test_the_work_of_all_sides_is_the_same(whole):
     assert whole.summary.problems == []
@@ -257,7 +257,7 @@ def test_the_work_of_all_sides_is_the_same(whole):
         assert {step.measures["optimizer_steps"] for step in each.steps} == {ppo.UPDATES}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.oracle
 def test_every_side_trained_its_adapter_and_nothing_else(whole):
     for each in [*whole.runs, *whole.parity_runs]:
@@ -267,7 +267,7 @@ def test_every_side_trained_its_adapter_and_nothing_else(whole):
         assert before == after
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.oracle
 def test_the_steps_of_our_sides_are_split_into_phases(whole):
     for side in OURS:
@@ -276,7 +276,7 @@ def test_the_steps_of_our_sides_are_split_into_phases(whole):
             assert 0 < step.measures["seconds_drawing"] + step.measures["seconds_scoring"] < step.seconds
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.oracle
 def test_trl_1_12_ran_beside_them(whole):
     if baseline_python() is None:

@@ -1,6 +1,6 @@
 """The long runs of `test_ppo_toys.py`: 150 rollouts of 192 rows, five seeds, minutes each (P14, P15).
 
-pytest -m slow tests/trainers/test_ppo_toys_full.py
+pytest -m long tests/trainers/test_ppo_toys_full.py
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tests.trainers.ppo_toys import (
 )
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif("'slow' not in config.option.markexpr", reason="minutes each: -m slow"),
+    pytest.mark.skipif("'long' not in config.option.markexpr", reason="minutes each: -m long"),
     pytest.mark.parametrize("seed", range(5)),
     pytest.mark.parametrize("policy", [table, transformer]),
 ]
