@@ -87,8 +87,14 @@ def _of_rows(data: Sequence[Mapping[str, Any]]) -> Iterator[Streams]:
 
 
 def _columns(row: Mapping[str, Any]) -> list[str]:
-    """Those that a batch is made of: all that hold lists. See `ftlib.data.collate`."""
-    return [name for name, value in row.items() if isinstance(value, (list, tuple, Tensor))]
+    """Those that a batch is made of: all that hold lists of numbers. See `ftlib.data.collate`.
+
+    The messages of a prompt, which rows of prompts carry for the reward, are in its ids.
+    """
+    lists = {name: value for name, value in row.items() if isinstance(value, (list, tuple, Tensor))}
+    return [
+        name for name, value in lists.items() if not any(isinstance(item, Mapping | str) for item in value)
+    ]
 
 
 def _dtype(name: str) -> type[np.generic]:

@@ -163,3 +163,16 @@ def test_the_model_card_tells_the_share_of_tokens_trained(held):
     untrained = sum(len(row["prefix_ids"]) for row in data) + 1
     card = card_data("SFT", TrainConfig(), 1e-4, held(data), None, [])
     assert card.trained_share == pytest.approx(1 - untrained / tokens)
+
+
+def test_messages_of_a_prompt_are_known_by_their_ids() -> None:
+    """Rows of prompts carry them for the reward; a list of messages is no column of numbers."""
+    row = {
+        "prefix_ids": [3, 4],
+        "prefix_weights": [0.0, 0.0],
+        "continuation_ids": [],
+        "continuation_weights": [],
+    }
+    asked = {**row, "prompt": [{"role": "user", "content": "hello"}]}
+    assert data_fingerprint([asked]) == data_fingerprint([row])
+    assert data_fingerprint([{**asked, "prefix_ids": [3, 5]}]) != data_fingerprint([row])
