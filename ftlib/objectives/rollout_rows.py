@@ -154,7 +154,13 @@ def rollout_metrics(
     advantages_BL: Tensor,
     returns_BL: Tensor,
 ) -> dict[str, Mean]:
-    """Of the rollouts: scores and KL per sequence; advantages, values and returns per token of `mask_BL`."""
+    """Of the rollouts: scores and KL per sequence; advantages, values and returns per token of `mask_BL`.
+
+    In float64: a variance is what a mean of squares leaves over a square of the mean.
+    """
+    scores_B, rewards_BL, advantages_BL, returns_BL, values_BL = (
+        x.double() for x in (scores_B, rewards_BL, advantages_BL, returns_BL, rows.values_BL)
+    )
     rollouts = torch.tensor(float(len(scores_B)))
     tokens = mask_BL.float().sum()
     k3_BL = kl_estimate(rows.old_BL, rows.ref_BL, kind="k3", mask=rows.mask_BL)
@@ -167,11 +173,11 @@ def rollout_metrics(
         "finished": finished_B.float(),
         "completion_tokens": rows.mask_BL.float().sum(1),
     }
-    errors_BL = returns_BL - rows.values_BL
+    errors_BL = returns_BL - values_BL
     per_token = {
         "advantage": advantages_BL,
         "advantage_squared": advantages_BL.square(),
-        "value": rows.values_BL,
+        "value": values_BL,
         "return": returns_BL,
         "return_squared": returns_BL.square(),
         "error": errors_BL,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 __all__ = ["derived"]
 
 SPREADS = ("score", "advantage", "return")
+ROUNDING = 2e-6  # a deviation below this share of the mean is the rounding of equal float32 numbers
 
 
 def derived(row: Mapping[str, float]) -> dict[str, float]:
@@ -32,4 +33,5 @@ def derived(row: Mapping[str, float]) -> dict[str, float]:
 def _variance(row: Mapping[str, float], name: str) -> float:
     if f"{name}_squared" not in row:
         return math.nan
-    return max(row[f"{name}_squared"] - row[name] ** 2, 0.0)
+    variance = row[f"{name}_squared"] - row[name] ** 2
+    return variance if variance > (ROUNDING * row[name]) ** 2 else 0.0

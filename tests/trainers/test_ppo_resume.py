@@ -1,0 +1,173 @@
+"""PPO stopped and resumed is PPO uninterrupted, bit for bit; a stop never cuts an update (P18)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftlib.errors import CheckpointError
+from ftlib.models.references import FrozenCopy, Snapshot
+from ftlib.trainers import PPOTrainer, TrainResult, snapshot
+from tests.models.policies import train as move
+from tests.trainers.ppo_tiny import ppo, prompts, weights
+from tests.trainers.tiny import At, without_clock
+from tests.trainers.tiny import rows as text_rows
+
+UPDATES = 5
+# an adapter that has learnt something, so the reference is a snapshot; three epochs of unequal phases
+OPTIONS: dict[str, Any] = {
+    "data": prompts(5),
+    "trained": True,
+    "max_steps": UPDATES,
+    "samples_per_prompt": 2,
+    "minibatches": 2,
+    "learning_rate": 1e-2,
+    "log_steps": 2,
+    "kl_target": 0.5,
+    "kl_horizon": 50,
+    "scale_scores": True,
+    "temperature": 0.8,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "head": {},
+    "critic of its own": {"critic": "adapter", "critic_warmup": 2},
+    "head warming up": {"critic_warmup": 2},
+    "all weights": {"adapter": None, "trained": False, "learning_rate": 1e-3},
+    "a deep copy as reference": {"reference": "copy"},
+    "pre-training text": {"ptx_dataset": text_rows(3), "ptx_coef": 0.5, "temperature": 1.0},
+}
+
+
+def state_of(trainer: PPOTrainer) -> dict[str, Any]:
+    """Everything that decides how a run goes on."""
+    found: dict[str, Any] = {f"policy/{name}": value for name, value in weights(trainer).items()}
+    for part, owner in trainer.stateful_parts().items():
+        found |= {f"{part}/{name}": value for name, value in owner.state_dict().items()}
+    for name, weight in trainer.engine.masters.named.items():
+        moments = trainer.engine.optimizer.state.get(weight, {})
+        found |= {f"optimizer/{name}/{each}": value for each, value in moments.items()}
+    return found | {"schedule": trainer.engine.schedule.state_dict()}
+
+
+def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        same = torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value
+        assert same, name
+
+
+def stop_at(step: int) -> At:
+    return At("on_step_end", step, lambda control: setattr(control, "should_training_stop", True))
+
+
+def run(folder: Path | None, *, resume: bool = False, **options: Any) -> tuple[PPOTrainer, TrainResult]:
+    trainer = ppo(output_dir=folder, **(OPTIONS | options))
+    return trainer, trainer.train(resume=resume)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stopped_at_every_update_and_continued_is_the_same_run(tmp_path, way):
+    """One trainer after the other; each was made with other weights than the run has by now."""
+    expected, whole = run(None, **WAYS[way])
+    for step in range(1, UPDATES):
+        _, result = run(tmp_path, resume=True, callbacks=[stop_at(step)], **WAYS[way])
+        assert (result.stopped_by, result.metrics["steps"]) == ("callback", step)
+    found = ppo(output_dir=tmp_path, **(OPTIONS | WAYS[way]))
+    move(found.model)
+    resumed = found.train(resume=True)
+    assert without_clock(resumed.history) == without_clock(whole.history)
+    assert_same_state(state_of(found), state_of(expected))
+
+
+def test_what_is_compared_did_move():
+    """The control: without any of these parts, the comparison above would prove little."""
+    trainer, _ = run(None, **WAYS["critic of its own"])
+    other = ppo(**(OPTIONS | WAYS["critic of its own"]))
+    ours, theirs = state_of(trainer), state_of(other)
+    for name in ("kl/beta", "moments/count", "health/first_length"):
+        assert ours[name] != theirs[name], name
+    for part in ("policy/", "critic/weights/"):
+        moved = [
+            name
+            for name, value in ours.items()
+            if name.startswith(part) and not torch.equal(value, theirs[name])
+        ]
+        assert moved, part
+    assert isinstance(trainer.reference, Snapshot)
+    assert isinstance(ppo(**OPTIONS, reference="copy").reference, FrozenCopy)
+
+
+@pytest.mark.parametrize("part", ["kl", "moments", "reference"])
+def test_without_one_part_the_resumed_run_differs(tmp_path, monkeypatch, part):
+    """The negative control."""
+    expected, _ = run(None)
+    run(tmp_path, callbacks=[stop_at(3)])
+    model = ppo(**OPTIONS).model
+    move(model)  # the trainer's reference, made of it, is another one
+    found = ppo(output_dir=tmp_path, model=model, **(OPTIONS | {"adapter": None, "trained": False}))
+    parts = found.stateful_parts
+    monkeypatch.setattr(
+        found.checkpoints,
+        "_parts",
+        lambda: {name: owner for name, owner in parts().items() if name != part},
+    )
+    found.train(resume=True)
+    ours, theirs = weights(found), weights(expected)
+    assert not all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_stopped_in_memory_and_trained_again_is_the_same_run():
+    expected, _ = run(None)
+    trainer = ppo(**OPTIONS)
+    for step in range(1, UPDATES):
+        trainer.add_callback(At("on_step_end", step, lambda control: trainer.stop()))
+    assert [trainer.train().stopped_by for _ in range(1, UPDATES)] == ["stop()"] * (UPDATES - 1)
+    trainer.train()
+    assert_same_state(state_of(trainer), state_of(expected))
+
+
+def test_a_stop_in_an_update_waits_for_its_end(tmp_path):
+    """What a checkpoint holds is a whole number of updates."""
+    expected, _ = run(None)
+    trainer = ppo(output_dir=tmp_path, **OPTIONS)
+    steps = []
+
+    def count_and_stop(control: object) -> None:
+        steps.append(trainer.iteration)
+        if len(steps) == 6:  # the second of the second update
+            trainer.stop()
+
+    for step in range(UPDATES):
+        trainer.add_callback(At("on_optimizer_step", step, count_and_stop))
+    result = trainer.train()
+    assert (result.stopped_by, result.metrics["steps"], len(steps)) == ("stop()", 2, 8)
+    resumed, _ = run(tmp_path, resume=True)
+    assert_same_state(state_of(resumed), state_of(expected))
+
+
+def test_a_stop_while_sampling_leaves_the_rollout_to_the_next_run(tmp_path):
+    expected, _ = run(None)
+    trainer = ppo(output_dir=tmp_path, **OPTIONS)
+    trainer.add_callback(At("on_step_begin", 2, lambda control: trainer.stop()))
+    result = trainer.train()
+    assert (result.stopped_by, result.metrics["steps"]) == ("stop()", 2)
+    resumed, _ = run(tmp_path, resume=True)
+    assert_same_state(state_of(resumed), state_of(expected))
+
+
+def test_other_settings_are_refused(tmp_path):
+    run(tmp_path, callbacks=[stop_at(2)])
+    with pytest.raises(CheckpointError, match="kl_target"):
+        ppo(**(OPTIONS | {"kl_target": 0.7})).train(resume=tmp_path / "checkpoint-00000002")
+
+
+def test_a_checkpoint_holds_no_rollouts(tmp_path):
+    """It is that of a boundary: weights, moments, parts and counters."""
+    run(tmp_path, callbacks=[stop_at(1)])
+    [folder] = tmp_path.glob("checkpoint-*")
+    assert {path.name for path in folder.iterdir()} >= {"parts.safetensors", "train_state.safetensors"}
+    parts = snapshot.load_state(folder / "state.json")["parts"]
+    assert parts.keys() == {"reference", "kl", "moments", "health"}
