@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ftlib as ft
 from ftlib.adapters import Capabilities
 from ftlib.trainers import DPOTrainer, RewardTrainer
+from ftlib.trainers.ppo_health import CHECKS
 from tests.conftest import ROOT
 from tests.doc_pages import blocks_of, run_page, table_rows, unmatched
+from tests.trainers.ppo_tiny import PROMPTS, ppo
 from tests.trainers.preferences import UNSEEN, preference_trainer
-from tests.trainers.tiny import rows, sft
+from tests.trainers.tiny import rows, sft, trained
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNING = [page for page in PAGES if page.is_file() and blocks_of(page.read_text(encoding="utf-8"))]
@@ -81,8 +84,8 @@ def test_names_that_link_to_a_source_file_are_defined_there(page: Path) -> None:
 
 @pytest.mark.parametrize(
     ("function", "page"),
-    [(ft.TrainConfig, "sft"), (ft.adapters.lora, "adapters"), (ft.DPOTrainer, "dpo")],
-    ids=["TrainConfig", "lora", "DPOTrainer"],
+    [(ft.TrainConfig, "sft"), (ft.adapters.lora, "adapters"), (ft.DPOTrainer, "dpo"), (ft.PPOConfig, "ppo")],
+    ids=["TrainConfig", "lora", "DPOTrainer", "PPOConfig"],
 )
 def test_every_option_stands_in_its_page_with_its_default(function: Callable[..., Any], page: str) -> None:
     options = _defaults(function)
@@ -91,8 +94,11 @@ def test_every_option_stands_in_its_page_with_its_default(function: Callable[...
 
 
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Of the arguments that have one; of settings those that `TrainConfig` has not, or not like this."""
     if dataclasses.is_dataclass(function):
-        return {field.name: field.default for field in dataclasses.fields(function)}
+        inherited = {} if function is ft.TrainConfig else _defaults(ft.TrainConfig)
+        own = {field.name: field.default for field in dataclasses.fields(function)}
+        return {name: default for name, default in own.items() if inherited.get(name, ...) != default}
     parameters = inspect.signature(function).parameters.items()
     return {name: value.default for name, value in parameters if value.default is not value.empty}
 
@@ -103,10 +109,12 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
         (list(inspect.signature(ft.SFTTrainer).parameters), "sft"),
         (list(inspect.signature(ft.RewardTrainer).parameters), "reward"),
         (list(inspect.signature(ft.DPOTrainer).parameters), "dpo"),
+        (list(inspect.signature(ft.PPOTrainer).parameters), "ppo"),
+        (list(CHECKS), "ppo"),
         (list(inspect.signature(ft.Encoder).parameters), "loss-weights"),
         ([field.name for field in dataclasses.fields(Capabilities)], "adapters"),
     ],
-    ids=["SFTTrainer", "RewardTrainer", "DPOTrainer", "Encoder", "Capabilities"],
+    ids=["SFTTrainer", "RewardTrainer", "DPOTrainer", "PPOTrainer", "warnings", "Encoder", "Capabilities"],
 )
 def test_every_name_stands_in_its_page(names: list[str], page: str) -> None:
     assert not [name for name in names if not re.search(rf"\b{name}\b", DOCS[page])]
@@ -116,6 +124,7 @@ TRAINERS: dict[str, Callable[..., Any]] = {
     "ft.SFTTrainer": sft,
     "ft.RewardTrainer": partial(preference_trainer, RewardTrainer),
     "ft.DPOTrainer": partial(preference_trainer, DPOTrainer),
+    "ft.PPOTrainer": ppo,
 }
 
 
@@ -130,7 +139,17 @@ TRAINERS: dict[str, Callable[..., Any]] = {
 )
 def test_every_metric_of_a_run_has_its_formula(trainer: str, held_out: Any, page: str) -> None:
     made = TRAINERS[trainer](eval_data=held_out, max_steps=2, eval_steps=1, metric_for_best="loss")
-    result = made.train()
+    _assert_explained(made.train(), page)
+
+
+def test_every_metric_of_ppo_has_its_formula() -> None:
+    more = {"kl_place": "loss", "entropy_coef": 0.01, "ptx_coef": 1.0, "ptx_dataset": rows(2)}
+    evaluated = {"eval_prompts": PROMPTS, "eval_steps": 1, "metric_for_best": "loss"}
+    _assert_explained(ppo(critic="adapter", max_steps=2, **evaluated, **more).train(), "ppo")
+
+
+def _assert_explained(result: ft.TrainResult, page: str) -> None:
+    """All names of a run's rows stand in the page's table, or among those that all trainers share."""
     found = {name for row in [*result.history, result.metrics] for name in row} - {"step"}
     formulas = DOCS[page].split("## Every metric", 1)[1].split("\n## ")[0]
     table = {name for line in formulas.splitlines() if line.startswith("|")
@@ -151,9 +170,10 @@ def _combinations() -> list[tuple[str, str]]:
 def test_every_combination_of_the_readme_trains(trainer: str, adapter: str) -> None:
     made = eval(adapter, vars(ft.adapters))
     tiny = TRAINERS[trainer](adapter=made, max_steps=2)
-    first, second = (row["loss"] for row in tiny.train().history)
-    assert first > 0
-    assert first != second
+    before = trained(tiny)
+    losses = {row["loss"] for row in tiny.train().history}
+    assert len(losses - {0.0}) == 2
+    assert any(not torch.equal(value, before[name]) for name, value in trained(tiny).items())
 
 
 @pytest.mark.oracle
