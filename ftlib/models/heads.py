@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from ftlib.adapters.task import SCORE, score_head
 from ftlib.errors import CapabilityError, ConfigError
 from ftlib.models.padding import choose_pad_id
-from ftlib.models.parts import inner_model
+from ftlib.models.parts import inner_model, require_decoder
 
 __all__ = ["as_reward_model", "describe_score", "new_score_head", "new_value_head", "restore_score"]
 
@@ -51,9 +51,11 @@ def as_reward_model(model: AnyModel, tokenizer: PreTrainedTokenizerBase | None =
         generator of the CPU, so a seed fixes them on every device.
 
     Raises:
-        CapabilityError: a language model with adapters, or one that transformers has no such class for.
+        CapabilityError: a language model with adapters, an encoder-decoder, or one that transformers has no
+            such class for.
         ConfigError: a model with several labels.
     """
+    require_decoder(model, "as_reward_model")
     inner = inner_model(model)
     if score_head(inner) is not None:
         _require_one_score(inner)

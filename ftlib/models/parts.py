@@ -1,4 +1,4 @@
-"""The parts of a decoder that the forward calls, and the path they take.
+"""The parts of a model that the forward calls, and the path they take.
 
 Shapes: C continuations, D hidden width, K scores of a continuation.
 """
@@ -18,7 +18,7 @@ from ftlib.adapters.task import score_head
 from ftlib.errors import CapabilityError
 from ftlib.models.head import Head
 
-__all__ = ["Path", "Plan", "ScoreHead", "inner_model", "make_plan"]
+__all__ = ["Path", "Plan", "Reader", "ScoreHead", "inner_model", "make_plan", "require_decoder"]
 
 Path = Literal["grouped", "padded"]
 
@@ -48,15 +48,30 @@ class ScoreHead:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Reader:
+    """The half of an encoder-decoder that reads prompts.
+
+    Args:
+        module: the encoder.
+        start_id: what the decoder reads before the first token it writes.
+    """
+
+    module: PreTrainedModel
+    start_id: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The parts of a model that the forward calls, and the path it takes.
 
     Args:
-        body: the model without its head; gives hidden states.
+        body: the model without its head, of an encoder-decoder the decoder; gives hidden states.
         head: from hidden states to logits, or to scores.
         path: "grouped" or "padded".
         reason: why, in words for the log.
         takes_positions: whether the body accepts explicit positions.
+        reader: of an encoder-decoder; else None.
     """
 
     body: PreTrainedModel
@@ -64,6 +79,7 @@ class Plan:
     path: Path
     reason: str
     takes_positions: bool
+    reader: Reader | None = None
 
     def require_grouped(self) -> None:
         """Raise `CapabilityError` if the flat row would be wrong for this model."""
@@ -90,10 +106,10 @@ class Plan:
 
 
 def inner_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers decoder inside, adapters and all.
+    """The transformers model inside, adapters and all.
 
     Raises:
-        CapabilityError: neither a causal language model nor a decoder with a score head.
+        CapabilityError: neither a language model nor a decoder with a score head.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel) or (
@@ -103,21 +119,30 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
             f"models.forward: expected a causal language model of transformers, plain or with adapters, got "
             f"{type(inner).__name__}. Load one with ftlib.load(name)."
         )
+    return inner
+
+
+def require_decoder(model: nn.Module, what: str) -> None:
+    """Raise `CapabilityError` for an encoder-decoder, which `what` does not take."""
+    inner = inner_model(model)
     if inner.config.is_encoder_decoder:
         raise CapabilityError(
-            f"models.forward: expected a decoder, got the encoder-decoder {type(inner).__name__}. "
-            "Load a causal model: ftlib.load(name, task='causal_lm')."
+            f"{what}: expected a decoder, got the encoder-decoder {type(inner).__name__}, which SFTTrainer "
+            "and DPOTrainer take. Load a causal model: ftlib.load(name)."
         )
-    return inner
 
 
 def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
     """The parts of a model, to run on one path.
 
     Raises:
-        CapabilityError: not a decoder, or one without a body of its own.
+        CapabilityError: not a language model, or one without a body of its own or a token to start from.
     """
     inner = inner_model(model)
+    if inner.config.is_encoder_decoder:
+        return Plan(
+            inner.get_decoder(), _head(inner), path, reason, takes_positions=False, reader=_reader(inner)
+        )
     body = inner.base_model
     if body is inner or not isinstance(body, PreTrainedModel):
         raise CapabilityError(
@@ -128,11 +153,25 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
     return Plan(body, _head(inner), path, reason, takes_positions)
 
 
+def _reader(inner: PreTrainedModel) -> Reader:
+    start = getattr(inner.config, "decoder_start_token_id", None)
+    if start is None:
+        raise CapabilityError(
+            f"models.forward: expected an encoder-decoder whose config names a decoder_start_token_id, got "
+            f"{type(inner).__name__} without. Set model.config.decoder_start_token_id; T5 takes its pad id."
+        )
+    return Reader(inner.get_encoder(), int(start))
+
+
 def _head(inner: PreTrainedModel) -> Head | ScoreHead:
     scores = score_head(inner)
     if scores is not None:
         return ScoreHead(scores)
-    text = inner.config.get_text_config(decoder=True)
+    # of an encoder-decoder, `get_text_config` is a copy with other names
+    own = inner.config
+    text = own if own.is_encoder_decoder else own.get_text_config(decoder=True)
     multiplied, divided = getattr(text, "logit_scale", None), getattr(text, "logits_scaling", None)
     scale = float(multiplied or 1.0) / float(divided or 1.0)
+    if getattr(text, "scale_decoder_outputs", False):  # T5 where head and embedding are one matrix
+        scale *= float(text.hidden_size) ** -0.5
     return Head(inner.get_output_embeddings(), getattr(text, "final_logit_softcapping", None), scale)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +25,7 @@ from ftlib.errors import CapabilityError
 from ftlib.models.head import Head
 from ftlib.models.layout import GroupLayout
 from ftlib.models.modes import evaluation_mode
-from ftlib.models.parts import Path, Plan, ScoreHead, inner_model, make_plan
+from ftlib.models.parts import Path, Plan, Reader, ScoreHead, inner_model, make_plan
 from ftlib.models.scoring import hidden_states
 
 __all__ = ["plan_for"]
@@ -36,7 +37,9 @@ _verdicts: WeakKeyDictionary[nn.Module, tuple[Path, str]] = WeakKeyDictionary()
 
 
 def plan_for(model: nn.Module) -> Plan:
-    """The plan of a decoder with either head; the first call for a model runs the start-up check.
+    """The plan of a decoder with either head, or of an encoder-decoder.
+
+    The first call for a model runs the start-up check.
 
     Raises:
         CapabilityError: no such model, or its output is not the head on the body's last state.
@@ -53,6 +56,10 @@ def _decide(model: nn.Module) -> tuple[Path, str]:
     padded = make_plan(model, "padded", "check")
     ids_BL, batch = _sample(inner.config.get_text_config(decoder=True).vocab_size, padded.body.device)
     exact = torch.autocast(padded.body.device.type, enabled=False)
+    if padded.reader is not None:
+        with evaluation_mode(model), torch.no_grad(), exact:
+            _check_encoder_decoder(inner, padded, ids_BL, batch)
+        return "padded", "an encoder reads each prompt once, and a decoder each continuation of it"
     with evaluation_mode(model), torch.no_grad(), exact:
         states_BLD = padded.body(input_ids=ids_BL, use_cache=False).last_hidden_state
         if isinstance(padded.head, ScoreHead):
@@ -79,6 +86,21 @@ def _check_logits(inner: PreTrainedModel, head: Head, ids_BL: Tensor, states_BLD
     if not error <= 8 * torch.finfo(states_BLD.dtype).eps:
         raise CapabilityError(
             f"models.forward: expected logits that are a linear head on the last hidden state, got "
+            f"{type(inner).__name__}, whose own logits differ by {error:.2g} of their size. "
+            "Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
+        )
+
+
+def _check_encoder_decoder(inner: PreTrainedModel, plan: Plan, ids_BL: Tensor, batch: PackedBatch) -> None:
+    """On one prompt of two tokens with two continuations, against the model's own forward on two rows."""
+    head, start_id = cast(Head, plan.head), cast(Reader, plan.reader).start_id
+    states_ND, _ = hidden_states(plan, batch, GroupLayout(batch.spans))
+    read_BL = torch.stack([torch.full_like(ids_BL[:, 0], start_id), ids_BL[:, 2]], dim=1)
+    own_BLV = inner(input_ids=ids_BL[:, :2], decoder_input_ids=read_BL, use_cache=False).logits
+    error = _error(head.logits(states_ND), own_BLV.flatten(0, 1))
+    if not error <= torch.finfo(states_ND.dtype).eps ** 0.5:
+        raise CapabilityError(
+            f"models.forward: expected logits that are a linear head on the decoder's last hidden state, got "
             f"{type(inner).__name__}, whose own logits differ by {error:.2g} of their size. "
             "Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
         )

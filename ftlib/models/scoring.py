@@ -1,6 +1,7 @@
 """Log-probabilities or scores of a packed batch on a planned path: flat and grouped, or padded.
 
-    1. the body runs once, over the flat row or over one padded row per continuation;
+    1. the body runs once, over the flat row or over one padded row per continuation; of an
+       encoder-decoder, the encoder runs over the prompts first (`seq2seq.py`);
     2. a language model's head turns the scored rows, and no others, into log-probabilities; a score
        head turns the last row of each continuation into scores.
 
@@ -22,6 +23,7 @@ from ftlib.models.checkpointing import grouped_recompute
 from ftlib.models.head import Entropy, head_logprobs
 from ftlib.models.layout import GroupLayout
 from ftlib.models.parts import Plan, ScoreHead
+from ftlib.models.seq2seq import decoder_states
 
 __all__ = ["Scored", "hidden_states", "score"]
 
@@ -95,6 +97,8 @@ def hidden_states(
     plan: Plan, batch: PackedBatch, layout: GroupLayout, *, last: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Hidden states of the scored rows [N, D]; and of each continuation's last token [C, D] if asked for."""
+    if plan.reader is not None:
+        return decoder_states(plan, batch, last=last)
     if plan.path == "grouped":
         return _grouped_hidden(plan, batch, layout, last)
     return _padded_hidden(plan, batch, last)

@@ -20,7 +20,7 @@ from ftlib.adapters.attach import AnyModel, merge, model_capabilities
 from ftlib.batches import Sampling
 from ftlib.errors import CapabilityError, ConfigError, DataError, NonFiniteError
 from ftlib.models.modes import evaluation_mode
-from ftlib.models.parts import Plan, inner_model, make_plan
+from ftlib.models.parts import Plan, inner_model, make_plan, require_decoder
 from ftlib.models.plan import plan_for
 from ftlib.rollouts.decode import Completion, complete
 from ftlib.rollouts.draw import uniforms
@@ -72,6 +72,7 @@ class TransformersSampler:
 
     def sync(self, policy: nn.Module, version: int) -> None:
         """See `Sampler.sync`. A merged copy is made at the next `generate`."""
+        require_decoder(policy, "TransformersSampler")
         plan_for(policy).require_head(scores=False)
         self._policy, self._version = policy, version
         self._merges = _merges(policy, self._merge)

@@ -14,8 +14,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -94,12 +92,6 @@ def test_a_model_that_cannot_be_grouped_is_told_so() -> None:
         CapabilityError, match=r"got FalconModel: its attention bypasses .* Leave `path` alone"
     ):
         forward(model, random_batch(), path="grouped")
-
-
-def test_an_encoder_decoder_is_refused() -> None:
-    config = T5Config(vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
-    with pytest.raises(CapabilityError, match="encoder-decoder T5ForConditionalGeneration"):
-        forward(T5ForConditionalGeneration(config), random_batch())
 
 
 def test_a_model_without_a_head_is_refused() -> None:
