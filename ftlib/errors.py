@@ -55,6 +55,7 @@ class DataError(FtlibError, ValueError):
         code: stable machine-readable kind, e.g. ``"bad_row"``.
         file: path, or ``"<list>"`` and the like for sources in memory.
         row: physical line, sheet row or 1-based element.
+        sheet: sheet of a workbook; the message then starts with ``file:sheet!row``.
         column: field name, or 1-based character for parse faults.
         byte: byte offset for encoding faults.
         excerpt: at most 80 characters of what was found.
@@ -67,33 +68,40 @@ class DataError(FtlibError, ValueError):
         code: str = "bad_row",
         file: str | None = None,
         row: int | None = None,
+        sheet: str | None = None,
         column: str | int | None = None,
         byte: int | None = None,
         excerpt: str | None = None,
     ) -> None:
-        where = ":".join(str(part) for part in (file, row, column) if part is not None)
+        line = row if sheet is None else f"{sheet}!{'' if row is None else row}"
+        where = ":".join(str(part) for part in (file, line, column) if part is not None)
         super().__init__(f"{where}: {message}" if where else message)
         self.message = message
         self.code = code
         self.file = file
         self.row = row
+        self.sheet = sheet
         self.column = column
         self.byte = byte
         self.excerpt = excerpt if excerpt is None else excerpt[:80]
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What makes this error, but for its message; the names of the arguments."""
+        names = ("code", "file", "row", "sheet", "column", "byte", "excerpt")
+        return {name: getattr(self, name) for name in names}
+
+    def replaced(self, **changes: Any) -> DataError:
+        """The same error with other fields or another message.
+
+        Example:
+            >>> str(DataError("expected text, got null.", column="text").replaced(file="a.jsonl", row=3))
+            'a.jsonl:3:text: expected text, got null.'
+        """
+        return _rebuild(type(self), changes.pop("message", self.message), {**self.fields, **changes})
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (
-            type(self),
-            self.message,
-            {
-                "code": self.code,
-                "file": self.file,
-                "row": self.row,
-                "column": self.column,
-                "byte": self.byte,
-                "excerpt": self.excerpt,
-            },
-        )
+        return _rebuild, (type(self), self.message, self.fields)
 
 
 def _rebuild(cls: type[DataError], message: str, fields: dict[str, Any]) -> DataError:

@@ -17,7 +17,7 @@ from ftlib.data.detect import RULES, Rule, detect, rule_named
 from ftlib.data.messages import ROLES
 from ftlib.data.preferences import ranks_of
 from ftlib.data.problems import describe, gathered
-from ftlib.data.readers import read
+from ftlib.data.reading import read_table
 from ftlib.data.tables import to_dataset
 from ftlib.errors import ConfigError, DataError
 
@@ -106,8 +106,8 @@ def load_records(
 def _located(source: Any) -> Iterator[Located]:
     """(file, row number, row) of everything in `source`."""
     if isinstance(source, (str, PathLike)):
-        for number, row in read(Path(source)):
-            yield str(source), number, row
+        for located in read_table(Path(source)):
+            yield str(source), located.place.row, located.value
     elif isinstance(source, Dataset):
         for number, row in enumerate(source.with_format(None), start=1):
             yield "<dataset>", number, dict(row)
