@@ -1,5 +1,6 @@
 """Level 1: losses as pure functions of tensors, one number per token, sequence or pair. torch only."""
 
+from ftlib.losses.classification import binary_cross_entropy, class_weight_of, cross_entropy
 from ftlib.losses.controllers import AdaptiveKL, FixedKL
 from ftlib.losses.kl import check_kl_placement, kl_estimate, kl_exact
 from ftlib.losses.likelihood import entropy, nll, token_logprobs
@@ -13,9 +14,12 @@ __all__ = [
     "AdaptiveKL",
     "FixedKL",
     "RunningMoments",
+    "binary_cross_entropy",
     "bradley_terry",
     "check_kl_placement",
+    "class_weight_of",
     "completion_mask",
+    "cross_entropy",
     "dpo",
     "entropy",
     "explained_variance",

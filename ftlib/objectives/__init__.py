@@ -1,5 +1,6 @@
 """Level 2: objectives, `(model, batch) -> LossOutput`. For any training loop."""
 
+from ftlib.objectives.classification import Classification
 from ftlib.objectives.dpo import DPO, PairLoss
 from ftlib.objectives.pairs import Pairs, pairs
 from ftlib.objectives.ppo import PPO
@@ -12,6 +13,7 @@ __all__ = [
     "DPO",
     "PPO",
     "SFT",
+    "Classification",
     "Needs",
     "Objective",
     "OfOneForward",
