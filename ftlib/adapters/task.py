@@ -27,7 +27,7 @@ def score_head(model: nn.Module) -> nn.Module | None:
 
 
 def fit_task(config: PeftConfig, model: nn.Module) -> None:
-    """Give a configuration the task of a model with a score head, whatever it says.
+    """Give a configuration the task of a model with a score head, or of an encoder-decoder, whatever it says.
 
     Raises:
         CapabilityError: a configuration that trains a head, for a language model.
@@ -36,12 +36,15 @@ def fit_task(config: PeftConfig, model: nn.Module) -> None:
         config.task_type = TaskType.SEQ_CLS
         return
     inner = _inner(model)
-    writes = isinstance(inner, PreTrainedModel) and inner.get_output_embeddings() is not None
-    if config.task_type == TaskType.SEQ_CLS and writes:
+    if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is None:
+        return
+    if config.task_type == TaskType.SEQ_CLS:
         raise CapabilityError(
             f"attach: expected a model with a head for an adapter of task SEQ_CLS, got the language model "
             f"{type(inner).__name__}. Load it with ftlib.load(name, task='reward')."
         )
+    if inner.config.is_encoder_decoder:
+        config.task_type = TaskType.SEQ_2_SEQ_LM
 
 
 def _inner(model: nn.Module) -> nn.Module:

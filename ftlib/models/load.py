@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
@@ -39,7 +40,7 @@ from ftlib.models.vetting import weight_files
 __all__ = ["load"]
 
 logger = logging.getLogger(__name__)
-TASKS = ("causal_lm", "reward")
+TASKS = ("causal_lm", "seq2seq_lm", "reward")
 
 AnyModel = PreTrainedModel | PeftModel
 AnyAdapter = Adapter | PeftConfig | str | Path
@@ -88,9 +89,10 @@ def load(
             came from, on this machine only, and is None where there is none.
         adapter: what `ftlib.adapters` makes, any `peft.PeftConfig`, or a saved adapter's folder. The base
             is always the model named here. None leaves the model as it is.
-        task: "causal_lm", or "reward": transformers' model for sequence classification with one score. A
-            language model gets a new score head, float32 and drawn from torch's global generator (see
-            `as_reward_model`); a trained reward model, or adapter, keeps its own.
+        task: "causal_lm"; "seq2seq_lm", for encoder-decoders such as T5; or "reward": transformers' model
+            for sequence classification with one score. A language model gets a new score head, float32 and
+            drawn from torch's global generator (see `as_reward_model`); a trained reward model, or adapter,
+            keeps its own.
         dtype: of the weights: a torch dtype, its name, or "auto". Auto is bfloat16 for weights that an
             adapter leaves frozen and for checkpoints in half precision (GGUF counts as one), where the
             device computes it fast; else float32. The choice is logged. What an adapter adds is float32;
@@ -124,6 +126,8 @@ def load(
         clashing += ["dtype"] if dtype != "auto" else []
         if clashing:
             raise ConfigError(f"load: {', '.join(clashing)} has no effect on a loaded model. Leave it out.")
+        inner = _inner(name_or_path)
+        _check_kind(inner.config, task, type(inner).__name__)
         tokenizer = _tokenizer_beside(name_or_path)
         return _finish(name_or_path, tokenizer, task, adapter)
     source = find_source(
@@ -137,6 +141,7 @@ def load(
     place = None if device is None else _parse_device(device)
     tokenizer = _read_tokenizer(source, trust_remote_code=trust_remote_code)
     config = _read_config(source, trust_remote_code=trust_remote_code)
+    _check_kind(config, task, source.name)
     frozen = adapter is not None and not (isinstance(adapter, Adapter) and adapter.config is None)
     chosen = _dtype(dtype, config, source, frozen=frozen, device=place)
     if task == "reward" and _is_classifier(config):
@@ -144,7 +149,8 @@ def load(
         restore_score(model, [source.folder / file for file in weight_files(source.folder, source.name)])
         describe_score(model, choose_pad_id(model, tokenizer))
     else:
-        model = _read_model(source, config, chosen, AutoModelForCausalLM, trust_remote_code)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = _read_model(source, config, chosen, auto, trust_remote_code)
     if place is not None:
         torch.nn.Module.to(model, place)
     return _finish(model, tokenizer, task, adapter)
@@ -178,6 +184,20 @@ def _check_options(task: str, quantize: str | None, num_labels: int | None) -> N
         )
     if num_labels is not None:
         raise ConfigError(f"load: num_labels={num_labels} has no effect on task={task!r}. Leave it out.")
+
+
+def _check_kind(config: PretrainedConfig, task: str, name: str) -> None:
+    """Whether the model is an encoder-decoder must be what the task says."""
+    if config.is_encoder_decoder and task != "seq2seq_lm":
+        raise ConfigError(
+            f"load: expected task='seq2seq_lm' for the encoder-decoder {name}, got task={task!r}. Pass "
+            "task='seq2seq_lm'; a trainer takes the model that this gives."
+        )
+    if task == "seq2seq_lm" and not config.is_encoder_decoder:
+        raise ConfigError(
+            f"load: expected an encoder-decoder for task='seq2seq_lm', got {name} of the kind "
+            f"{config.model_type!r}. Leave task out for a decoder."
+        )
 
 
 def _parse_device(device: str | torch.device) -> torch.device:
@@ -277,7 +297,7 @@ def _gguf(source: Source) -> dict[str, str]:
 
 def _tokenizer_beside(model: AnyModel) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a loaded model, if the place it came from is on this machine."""
-    inner = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    inner = _inner(model)
     if not inner.name_or_path:
         return None
     try:
@@ -285,3 +305,7 @@ def _tokenizer_beside(model: AnyModel) -> PreTrainedTokenizerBase | None:
         return _read_tokenizer(source, trust_remote_code=False)
     except (ConfigError, CheckpointError):
         return None
+
+
+def _inner(model: AnyModel) -> PreTrainedModel:
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
