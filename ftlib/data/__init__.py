@@ -8,7 +8,7 @@ from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
 from ftlib.data.sampler import StepSampler, balance, pack
 from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments
-from ftlib.data.split import split
+from ftlib.data.transforms import split
 
 __all__ = [
     "Answers",

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftlib.data import load_records, split
-from ftlib.data.split import normalise
+from ftlib.data.transforms import normalise
 from ftlib.errors import ConfigError, DataError
 
 
