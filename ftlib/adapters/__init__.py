@@ -4,6 +4,7 @@ from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.attach import attach, load_adapter, merge, model_capabilities
 from ftlib.adapters.capability import Capabilities, capabilities_of
 from ftlib.adapters.full import full
+from ftlib.adapters.ia3 import ia3
 from ftlib.adapters.lora import lora
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "attach",
     "capabilities_of",
     "full",
+    "ia3",
     "load_adapter",
     "lora",
     "merge",

@@ -14,7 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import cast
 
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import IA3Config, PeftConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,7 +22,9 @@ from transformers.pytorch_utils import Conv1D
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
 from ftlib.adapters.fused import fuse
+from ftlib.adapters.ia3 import fit_ia3
 from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
+from ftlib.adapters.slices import slice_fused
 from ftlib.adapters.task import SCORE, fit_task, score_head
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
 from ftlib.errors import CapabilityError, ConfigError
@@ -70,9 +72,11 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
             )
         model.add_adapter(name, config)
         model.set_adapter(name)
-        return model
-    with _settled_names():
-        return cast(PeftModel, get_peft_model(model, config, adapter_name=name))
+    else:
+        with _settled_names():
+            model = cast(PeftModel, get_peft_model(model, config, adapter_name=name))
+    _settle(model, name)
+    return model
 
 
 def load_adapter(
@@ -103,8 +107,15 @@ def load_adapter(
             model = PeftModel.from_pretrained(
                 model, str(folder), adapter_name=name, is_trainable=trainable, config=config
             )
+    _settle(model, name)
     set_normalisation(model, read_normalisation(folder))
     return model
+
+
+def _settle(model: PeftModel, name: str) -> None:
+    """What a new adapter needs once its layers are there."""
+    if isinstance(model.peft_config[name], IA3Config):
+        slice_fused(model, name)
 
 
 @contextmanager
@@ -124,6 +135,8 @@ def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:
     """A copy of the configuration, fitted to this model, with the fused projection where it applies."""
     copy = fuse(deepcopy(config))
     fit_task(copy, model)
+    if isinstance(copy, IA3Config):
+        fit_ia3(copy, model)
     copy.base_model_name_or_path = None  # peft writes the name of the model at hand
     if hasattr(copy, "fan_in_fan_out") and any(type(module) is Conv1D for module in model.modules()):
         copy.fan_in_fan_out = True  # GPT-2 stores its matrices transposed

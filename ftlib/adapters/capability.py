@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
-from peft import LoraConfig, PeftConfig
+from peft import IA3Config, LoraConfig, PeftConfig
 from peft.utils.peft_types import PeftType
 
 from ftlib.errors import CapabilityError
@@ -69,4 +69,6 @@ def capabilities_of(config: PeftConfig | None) -> Capabilities:
         init = config.init_lora_weights  # False asks for random factors, the second one too
         keeps_base = not str(init).startswith(_CHANGES_BASE) and config.bias == "none"
         return replace(LORA, identity_init=init is not False, off_is_base=keeps_base)
+    if isinstance(config, IA3Config):
+        return replace(LORA, identity_init=config.init_ia3_weights, learning_rate=3e-3)
     return replace(LORA, identity_init=False)  # another weight adapter: promise no more than peft itself does

@@ -45,6 +45,8 @@ def fit_task(config: PeftConfig, model: nn.Module) -> None:
         )
     if inner.config.is_encoder_decoder:
         config.task_type = TaskType.SEQ_2_SEQ_LM
+    elif config.task_type == TaskType.CAUSAL_LM and not inner.can_generate():
+        config.task_type = None  # peft has no task for masked language models, and asks others to generate
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -100,7 +100,7 @@ def test_switched_off_is_the_base_where_declared_and_only_there(init: LoraInit) 
         (LoraConfig(bias="all"), True, False),
         (LoraConfig(init_lora_weights="pissa_niter_4"), True, False),
         (LoraConfig(init_lora_weights="olora"), True, False),
-        (IA3Config(), False, True),
+        (IA3Config(), True, True),
     ],
     ids=["plain", "random", "biases", "pissa", "olora", "ia3"],
 )
