@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, final, get_args
+from typing import Any, Literal, final, get_args
 
 import datasets
 from datasets import Dataset, Features, IterableDataset
@@ -44,6 +44,7 @@ _LOOKED_AT = 256  # rows tried, until one tells which numbers its answers bring
 
 AnyFormatter = Formatter | Callable[[Row], Made]
 
+EncodedTask = Literal["causal_lm", "seq2seq_lm"]
 
 @final
 class Encoder:
@@ -67,8 +68,11 @@ class Encoder:
             stays) or ``"truncate"`` (from the right; a terminator that is cut is not put back). Several
             answers keep one prompt.
 
+        task: of `ftlib.load`. ``"seq2seq_lm"``, for an encoder-decoder: the prompt ends as the tokenizer ends
+            text (T5: in EOS), and the completion begins a text of its own. Of a conversation, every
+            assistant turn is an example whose prompt is all that stands before it.
     Raises:
-        ConfigError: unknown options, or options without effect.
+        ConfigError: unknown options, options without effect, or prompts to be learned of an encoder-decoder.
         CapabilityError: a tokenizer without a fast backend.
     """
 
@@ -82,8 +86,19 @@ class Encoder:
         max_length: int | None = None,
         overflow: Overflow = "error",
     ) -> None:
+        task: EncodedTask = "causal_lm",
         check(train_on, prompt_loss_weight)
         if overflow not in get_args(Overflow):
+        if task not in get_args(EncodedTask):
+            raise ConfigError(
+                f"Encoder: expected task as one of {list(get_args(EncodedTask))}, got {task!r}."
+            )
+        if task == "seq2seq_lm" and (train_on not in ("completion", "last") or prompt_loss_weight):
+            raise ConfigError(
+                f"Encoder: train_on={train_on!r:.40} with prompt_loss_weight={prompt_loss_weight} would "
+                "train the prompt, which an encoder-decoder never predicts. Use train_on="
+                '"completion" or "last" and no prompt_loss_weight.'
+            )
             raise ConfigError(
                 f"Encoder: expected overflow as one of {list(get_args(Overflow))}, got {overflow!r}."
             )
@@ -97,6 +112,7 @@ class Encoder:
         self.max_length = max_length
         self.overflow = overflow
         self.report = Report()
+        self.task = task
         self._backend = TokenBackend(tokenizer)
         self._template = ChatTemplate(self._backend.tokenizer, self._backend.control)
         self._resolved = formatter
@@ -214,6 +230,7 @@ class Encoder:
             extras,
         )
 
+            apart=self.task == "seq2seq_lm",
     def _stop_ids(self, formatter: AnyFormatter | None) -> set[int]:
         eos = set() if self._backend.eos_id is None else {self._backend.eos_id}
         if isinstance(formatter, formatters.Preference):
@@ -259,6 +276,7 @@ class Encoder:
             self.overflow,
             records._fingerprint,
         ]
+            self.task,
         return hashlib.blake2b(json.dumps(inputs).encode(), digest_size=16).hexdigest()
 
 

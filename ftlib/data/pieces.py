@@ -35,13 +35,16 @@ class Stretches:
     literal: int
 
 
-def stretches(segments: Segments, weights: Sequence[float], backend: TokenBackend) -> Stretches:
+def stretches(
+    segments: Segments, weights: Sequence[float], backend: TokenBackend, *, apart: bool = False
+) -> Stretches:
     """Cut an example at the boundaries of what is trained.
 
     Args:
         segments: the example.
         weights: one per part; a boundary counts only where its part has weight.
         backend: says what a control token is and how it is spelled out.
+        apart: what follows the first boundary begins a sequence of its own, as a decoder's does.
 
     Raises:
         DataError: a control token in people's text that cannot be spelled out.
@@ -54,7 +57,7 @@ def stretches(segments: Segments, weights: Sequence[float], backend: TokenBacken
     for begin, end in itertools.pairwise(edges):
         stretch = _Stretch(segments.parts[begin:end], weights[begin:end])
         pieces.append(list(_pieces(stretch, backend, starts=starts)))
-        starts = starts and not stretch.text
+        starts = (starts and not stretch.text) or (apart and begin == 0)
         control += sum(
             1 for match in backend.control.finditer(stretch.text) if not stretch.written(*match.span())
         )

@@ -58,7 +58,8 @@ class _Plan:
 class RowEncoder:
     """What an `Encoder` does to rows; its fields are those of `Encoder`, resolved.
 
-    `extras` names the numbers per answer that every row brings.
+    `extras` names the numbers per answer that every row brings. `apart`: an encoder reads the prompt as a
+    sequence of its own, and a decoder begins another with the answer.
     """
 
     backend: TokenBackend
@@ -70,6 +71,7 @@ class RowEncoder:
     overflow: Overflow
     stop_ids: frozenset[int]
     extras: tuple[str, ...] = ()
+    apart: bool = False
 
     def encode(self, rows: Sequence[Row], indices: Sequence[int]) -> list[Example]:
         """The examples of some rows, at least one per row, in order. A bad row gives its problem.
@@ -105,7 +107,8 @@ class RowEncoder:
         if isinstance(made, Conversation):
             made, _ = self.template.with_system(made)
             whole = made.messages[-1]["role"] != "assistant"
-            trained = [] if self.train_on == "last" else trained_turns(made, self.train_on)
+            alone = self.apart or self.train_on == "last"
+            trained = [] if alone else trained_turns(made, self.train_on)
             segments = self.template.prompt(made, trained) if whole else self._laid_out(made)[0]
         else:
             end = next((i for i, part in enumerate(made.parts) if part.boundary), len(made.parts))
@@ -114,7 +117,7 @@ class RowEncoder:
         planned = stretches(segments, weights, self.backend)
         asked = (*(planned.prefix or ()), *(planned.rest if whole else ()))
         ids = [i for piece_ids, _ in self.backend.encode(asked) for i in piece_ids]
-        return self._with_bos(ids, [], segments)[0]
+        return self._as_prompt(ids, [], segments)[0]
 
     def _plan(self, row: Row, source: str, *, checked: bool) -> list[_Plan]:
         made = self.formatter(row)
@@ -155,7 +158,9 @@ class RowEncoder:
                 "Encoder: the examples end in EOS, and this tokenizer has no eos_token. Set one."
             )
         weights = segment_weights(segments, self.train_on, self.prompt_loss_weight)
-        planned = stretches(segments, weights, self.backend)
+        planned = stretches(segments, weights, self.backend, apart=self.apart)
+        if self.apart and planned.prefix is None and any(weights):
+            raise _no_prompt("text without a prompt")
         if segments.eos and not segments.bos:  # a rendered conversation that the template leaves open
             notes = (*notes, "stop_added")
         if planned.literal:
@@ -203,6 +208,9 @@ class RowEncoder:
         return self.template.layout(conversation, trained, spread=spread or self.prompt_loss_weight > 0)
 
     def _finish(self, plan: _Plan, encoded: Iterator[Weighted]) -> Example:
+        if self.apart:  # whatever stands before a turn is read by the encoder, earlier answers included
+            turns = [(replace(conversation, messages=conversation.messages[: k + 1]), k) for k in trained]
+            return tuple(self.template.layout(turn, [k], spread=False)[0] for turn, k in turns)
         """Join the pieces of one example, fit it to `max_length`, and check what is trained."""
         sides = [self._joined(side, encoded) for side in plan.sides]
         bos = len(self.backend.bos_ids) if plan.sides[0].segments.bos else 0
@@ -242,6 +250,8 @@ class RowEncoder:
             prompt, rest = sides[0]
             return prompt or ([], []), (rest,)
         prefix, answers = share(sides, bos=bos)
+        if self.apart:
+            self._check_prompts([prompt for prompt, _ in sides])
         refuse_identical(answers, compared)
         return prefix, answers
 
@@ -249,22 +259,45 @@ class RowEncoder:
         """Prompt and rest of one answer with BOS and EOS; no prompt where nothing marks its end."""
         parts = side.stretches
         prompt = None if parts.prefix is None else _concatenated(islice(encoded, len(parts.prefix)))
+    def _check_prompts(self, prompts: Sequence[Weighted | None]) -> None:
+        """An encoder reads one prompt, and a whole one: none of it may go over to the decoder."""
+        if not all(prompt and prompt[0] for prompt in prompts):
+            raise _no_prompt("an empty prompt")
+        if any(prompt != prompts[0] for prompt in prompts):
+            raise DataError(
+                "expected answers to one prompt, got prompts that differ, of which an encoder can read one. "
+                "Remove the row, or give the prompt in a column of its own.",
+                code="prompts_differ",
+            )
+
         rest = _concatenated(islice(encoded, len(parts.rest)))
         if prompt is None:
             rest = self._with_bos(*rest, side.segments)
-        else:
-            prompt = self._with_bos(*prompt, side.segments)
+        elif self.apart:  # here BOS is predicted, by the token that a decoder starts from
+            rest = self._with_bos(*rest, side.segments, weight=side.weights[-1])
+        if prompt is not None:
+            prompt = self._as_prompt(*prompt, side.segments)
         if side.segments.eos and self.backend.eos_id is not None and rest[0][-1:] != [self.backend.eos_id]:
             rest[0].append(self.backend.eos_id)
             rest[1].append(side.weights[-1])
         return prompt, rest
 
-    def _with_bos(self, ids: list[int], weights: list[float], segments: Segments) -> Weighted:
-        """What the tokenizer puts before plain text goes first, once; nothing predicts it, so it weighs 0."""
+    def _with_bos(
+        self, ids: list[int], weights: list[float], segments: Segments, *, weight: float = 0.0
+    ) -> Weighted:
+        """What the tokenizer puts before plain text goes first, once; of weight 0 if nothing predicts it."""
         bos = list(self.backend.bos_ids) if segments.bos else []
         if ids[: len(bos)] == bos:
             return ids, weights
-        return [*bos, *ids], [*([0.0] * len(bos)), *weights]
+        return [*bos, *ids], [*([weight] * len(bos)), *weights]
+
+    def _as_prompt(self, ids: list[int], weights: list[float], segments: Segments) -> Weighted:
+        """With BOS; for an encoder also with what the tokenizer puts after plain text, once."""
+        ids, weights = self._with_bos(ids, weights, segments)
+        ending = list(self.backend.ending_ids) if self.apart and segments.bos else []
+        if not ending or ids[-len(ending) :] == ending:
+            return ids, weights
+        return [*ids, *ending], [*weights, *([0.0] * len(ending))]
 
     def _empty_target(self, side: _Side, number: int | None, *, cut: bool) -> DataError:
         if cut:
@@ -290,11 +323,10 @@ class RowEncoder:
 
     def _assert_control(self, side: _Side, ids: Sequence[int]) -> None:
         """Control ids come from templates, BOS and EOS alone, and BOS stands at most once at the start."""
-        allowed = (
-            side.stretches.control
-            + side.segments.eos
-            + (len(self.backend.bos_ids) if side.segments.bos else 0)
-        )
+        around = len(self.backend.bos_ids)
+        if self.apart:
+            around += around + len(self.backend.ending_ids)
+        allowed = side.stretches.control + side.segments.eos + (around if side.segments.bos else 0)
         found = sum(1 for i in ids if i in self.backend.control_ids)
         if found > allowed:
             raise DataError(
@@ -313,6 +345,13 @@ def _concatenated(pieces: Iterable[Weighted]) -> Weighted:
     ids: list[int] = []
     weights: list[float] = []
     for piece_ids, piece_weights in pieces:
+def _no_prompt(found: str) -> DataError:
+    return DataError(
+        f"expected a prompt for the encoder to read, got {found}. Give rows with prompt and completion.",
+        code="no_prompt",
+    )
+
+
         ids += piece_ids
         weights += piece_weights
     return ids, weights

@@ -73,7 +73,7 @@ class TokenBackend:
         self._inner = Tokenizer.from_str(json.dumps(inner)) if self.marks_start else self._starting
         self.control = _control_pattern(self.tokenizer)
         self.eos_id: int | None = self.tokenizer.eos_token_id
-        self.bos_ids = self._ids_before_text()
+        self.bos_ids, self.ending_ids = self._ids_around_text()
         # The unknown token is left out: any text may hold a character the vocabulary lacks.
         self.control_ids = frozenset(
             index
@@ -129,15 +129,15 @@ class TokenBackend:
             )
         return tuple(ids)
 
-    def _ids_before_text(self) -> tuple[int, ...]:
-        """What the tokenizer itself puts before plain text: a BOS token, a prefix, or nothing."""
+    def _ids_around_text(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the tokenizer itself puts before plain text, and after it: BOS and EOS, say, or nothing."""
         probe = "a"
         body = self.tokenizer(probe, add_special_tokens=False)["input_ids"]
         whole = self.tokenizer(probe)["input_ids"]
         for start in range(len(whole) - len(body) + 1):
             if whole[start : start + len(body)] == body:
-                return tuple(whole[:start])
-        return ()
+                return tuple(whole[:start]), tuple(whole[start + len(body) :])
+        return (), ()
 
 
 def _weights(offsets: Iterable[tuple[int, int]], runs: Sequence[tuple[int, float]]) -> list[float]:
