@@ -70,6 +70,10 @@ __all__ = [
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+# Where bitsandbytes is installed, whoever imports peft reads an advice to download kernels: not used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "kernels-community" not in str(record.msg)
+)
 
 
 def __getattr__(name: str) -> Any:

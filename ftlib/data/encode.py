@@ -22,6 +22,7 @@ from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ftlib.data import formatters
+from ftlib.data.environment import environment_kept
 from ftlib.data.fingerprint import code_fingerprint, identity
 from ftlib.data.overflow import Overflow
 from ftlib.data.preview import Preview, preview_row
@@ -43,8 +44,8 @@ _STREAM_BATCH = 64  # rows encoded ahead of the reader of a stream
 _LOOKED_AT = 256  # rows tried, until one tells which numbers its answers bring
 
 AnyFormatter = Formatter | Callable[[Row], Made]
-
 EncodedTask = Literal["causal_lm", "seq2seq_lm"]
+
 
 @final
 class Encoder:
@@ -67,10 +68,10 @@ class Encoder:
         overflow: for longer examples: ``"error"``, ``"drop"``, ``"truncate_prompt"`` (from the left, a BOS
             stays) or ``"truncate"`` (from the right; a terminator that is cut is not put back). Several
             answers keep one prompt.
-
         task: of `ftlib.load`. ``"seq2seq_lm"``, for an encoder-decoder: the prompt ends as the tokenizer ends
             text (T5: in EOS), and the completion begins a text of its own. Of a conversation, every
             assistant turn is an example whose prompt is all that stands before it.
+
     Raises:
         ConfigError: unknown options, options without effect, or prompts to be learned of an encoder-decoder.
         CapabilityError: a tokenizer without a fast backend.
@@ -85,10 +86,9 @@ class Encoder:
         prompt_loss_weight: float = 0.0,
         max_length: int | None = None,
         overflow: Overflow = "error",
-    ) -> None:
         task: EncodedTask = "causal_lm",
+    ) -> None:
         check(train_on, prompt_loss_weight)
-        if overflow not in get_args(Overflow):
         if task not in get_args(EncodedTask):
             raise ConfigError(
                 f"Encoder: expected task as one of {list(get_args(EncodedTask))}, got {task!r}."
@@ -99,6 +99,7 @@ class Encoder:
                 "train the prompt, which an encoder-decoder never predicts. Use train_on="
                 '"completion" or "last" and no prompt_loss_weight.'
             )
+        if overflow not in get_args(Overflow):
             raise ConfigError(
                 f"Encoder: expected overflow as one of {list(get_args(Overflow))}, got {overflow!r}."
             )
@@ -111,8 +112,8 @@ class Encoder:
         self.prompt_loss_weight = prompt_loss_weight
         self.max_length = max_length
         self.overflow = overflow
-        self.report = Report()
         self.task = task
+        self.report = Report()
         self._backend = TokenBackend(tokenizer)
         self._template = ChatTemplate(self._backend.tokenizer, self._backend.control)
         self._resolved = formatter
@@ -141,17 +142,18 @@ class Encoder:
         if isinstance(records, IterableDataset):
             return self._stream(records, worker)
         fingerprint = self._fingerprint(records, worker.rows.formatter)
-        encoded = records.with_format(None).map(
-            worker,
-            batched=True,
-            with_indices=True,
-            num_proc=num_proc,
-            remove_columns=records.column_names,
-            features=Features({**features(worker.rows.extras), **STATUS}),
-            new_fingerprint=fingerprint,
-            cache_file_name=_cache_file(records, fingerprint),
-            desc="Encoding",
-        )
+        with environment_kept():
+            encoded = records.with_format(None).map(
+                worker,
+                batched=True,
+                with_indices=True,
+                num_proc=num_proc,
+                remove_columns=records.column_names,
+                features=Features({**features(worker.rows.extras), **STATUS}),
+                new_fingerprint=fingerprint,
+                cache_file_name=_cache_file(records, fingerprint),
+                desc="Encoding",
+            )
         self.report = Report()
         status = encoded.select_columns(["length", "source", *STATUS])
         count(self.report, status)
@@ -228,9 +230,9 @@ class Encoder:
             self.overflow,
             frozenset(self._stop_ids(self._resolved or formatter)),
             extras,
+            apart=self.task == "seq2seq_lm",
         )
 
-            apart=self.task == "seq2seq_lm",
     def _stop_ids(self, formatter: AnyFormatter | None) -> set[int]:
         eos = set() if self._backend.eos_id is None else {self._backend.eos_id}
         if isinstance(formatter, formatters.Preference):
@@ -274,9 +276,9 @@ class Encoder:
             repr(self.prompt_loss_weight),
             repr(self.max_length),
             self.overflow,
+            self.task,
             records._fingerprint,
         ]
-            self.task,
         return hashlib.blake2b(json.dumps(inputs).encode(), digest_size=16).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import datasets
@@ -489,6 +490,15 @@ def test_workers_change_nothing(num_proc):
     assert encoder(load_records(rows_of(30)), num_proc=num_proc).to_list() == expected.to_list()
     assert encoder.report == first.report
     assert 0 < first.report.dropped.total() < 30
+
+
+def test_workers_leave_the_environment_as_it_was(monkeypatch):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    datasets.config.HF_DATASETS_CACHE += "-environment"
+    environ, before = os.environ, dict(os.environ)
+    Encoder(tiny())(load_records(rows_of(30)), num_proc=2)
+    assert os.environ is environ
+    assert dict(os.environ) == before
 
 
 def test_a_stream_gives_what_the_map_gives():
