@@ -1,9 +1,10 @@
 """Completions of prompts that are token ids: batched, in the order they came, model and settings untouched.
 
 transformers generates. Added here: batches of like length with the padding on the left, whatever the
-tokenizer's own side; a generation config of its own; and modes and random state put back afterwards.
+tokenizer's own side (for an encoder on the right); a generation config of its own; and modes and random
+state put back afterwards.
 
-Shapes: B prompts of a batch, L positions of the longest, N of its completions.
+Shapes: B prompts of a batch, L positions of the longest, N of what is returned.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel, model_capabilities
 from ftlib.errors import CapabilityError, ConfigError, DataError
 from ftlib.models.modes import evaluation_mode
-from ftlib.models.parts import inner_model
+from ftlib.models.parts import inner_model, language_task
 
 __all__ = ["decode", "generate"]
 
@@ -56,7 +58,7 @@ def generate(
     """Token ids of one completion per prompt.
 
     Args:
-        model: a causal language model, with or without adapters; its mode is put back afterwards.
+        model: a decoder or an encoder-decoder, with or without adapters; its mode is put back afterwards.
         tokenizer: gives the id to pad with; None or one without a pad token pads with a stop id.
         prompts: token ids, at least one each.
         stop_ids: ids that end a completion; empty goes on to `max_new_tokens`.
@@ -90,16 +92,19 @@ def generate(
     settings = _settings(tokenizer, stop_ids, max_new_tokens, do_sample, seed, generation_options)
     if batch_size < 1:
         raise ConfigError(f"generate: expected batch_size >= 1, got {batch_size}.")
-    room = _room(inner, prompts, max_new_tokens)
+    apart = language_task(model) == "seq2seq_lm"  # returned are a start token and the completion alone
+    room = _room(inner, prompts, max_new_tokens, apart=apart)
     device = cast(nn.Embedding, inner.get_input_embeddings()).weight.device
     write = cast(Callable[..., Tensor], inner.generate)
     completions: list[list[int]] = [[] for _ in prompts]
     with evaluation_mode(model), _draws(seed, device), torch.no_grad():
         for batch in _batches(prompts, room, batch_size):
-            ids_BL, mask_BL = _left_padded([prompts[index] for index in batch], settings.pad_token_id, device)
+            rows = [prompts[index] for index in batch]
+            ids_BL, mask_BL = _padded(rows, settings.pad_token_id, device, left=not apart)
             settings.max_new_tokens = room[batch[0]]
-            ids_BLN = write(input_ids=ids_BL, attention_mask=mask_BL, generation_config=settings)
-            for index, row in zip(batch, ids_BLN[:, ids_BL.shape[1] :].tolist(), strict=True):
+            ids_BN = write(input_ids=ids_BL, attention_mask=mask_BL, generation_config=settings)
+            first = 1 if apart else ids_BL.shape[1]
+            for index, row in zip(batch, ids_BN[:, first:].tolist(), strict=True):
                 completions[index] = _until_stop(row, stop_ids)
     return completions
 
@@ -162,8 +167,13 @@ def _settings(
     )
 
 
-def _room(inner: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[int]:
-    """Tokens each prompt may add: as many as asked for, and no more than the model's context holds."""
+def _room(
+    inner: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, apart: bool
+) -> list[int]:
+    """Tokens each prompt may add: as many as asked for, and no more than the model's context holds.
+
+    `apart`: prompts have a context of their own, beside that of the completions.
+    """
     context = getattr(inner.config.get_text_config(decoder=True), "max_position_embeddings", None)
     room = []
     for row, prompt in enumerate(prompts, start=1):
@@ -174,7 +184,8 @@ def _room(inner: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_toke
                 file="<prompts>",
                 row=row,
             )
-        room.append(max_new_tokens if context is None else min(max_new_tokens, context - len(prompt)))
+        used = 1 if apart and len(prompt) <= (context or 0) else len(prompt)  # apart: the start token
+        room.append(max_new_tokens if context is None else min(max_new_tokens, context - used))
         if room[-1] < 1:
             raise ConfigError(
                 f"generate: expected prompts shorter than the model's context of {context} tokens, got "
@@ -192,13 +203,22 @@ def _batches(prompts: Sequence[Sequence[int]], room: list[int], batch_size: int)
             yield batch[start : start + batch_size]
 
 
-def _left_padded(
-    prompts: Sequence[Sequence[int]], pad: int | None, device: torch.device
+def _padded(
+    prompts: Sequence[Sequence[int]], pad: int | None, device: torch.device, *, left: bool
 ) -> tuple[Tensor, Tensor]:
     """Ids int64 [B, L] and attention mask int64 [B, L]; the mask comes from lengths, never from ids."""
-    longest = max(map(len, prompts))
-    ids_BL = torch.tensor([[pad or 0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask_BL = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    side = "left" if left else "right"
+    ids_BL = pad_sequence(
+        [torch.tensor(prompt) for prompt in prompts],
+        batch_first=True,
+        padding_value=pad or 0,
+        padding_side=side,
+    )
+    mask_BL = pad_sequence(
+        [torch.ones(len(prompt), dtype=torch.int64) for prompt in prompts],
+        batch_first=True,
+        padding_side=side,
+    )
     return ids_BL.to(device), mask_BL.to(device)
 
 

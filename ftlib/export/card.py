@@ -52,6 +52,7 @@ class CardData:
         hyperparameters: name -> value.
         metrics: name -> number.
         hardware: in words; None describes this machine.
+        auto_class: of transformers, for the code that loads the model.
     """
 
     title: str
@@ -68,6 +69,7 @@ class CardData:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     hardware: str | None = None
+    auto_class: str = "AutoModelForCausalLM"
 
 
 def card_text(card: CardData, *, adapted: bool) -> str:
@@ -152,15 +154,15 @@ def _loading_code(card: CardData, *, adapted: bool) -> str:
     here = "path/to/this/folder"
     if not adapted:
         return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'model = AutoModelForCausalLM.from_pretrained("{here}")\n'
+            f"from transformers import {card.auto_class}, AutoTokenizer\n\n"
+            f'model = {card.auto_class}.from_pretrained("{here}")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{here}")'
         )
     base = re.sub(r"[^\w./-]", "", _plain(card.base or "path/to/the/base/model"))
     return (
         "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+        f"from transformers import {card.auto_class}, AutoTokenizer\n\n"
+        f'base = {card.auto_class}.from_pretrained("{base}")\n'
         f'model = PeftModel.from_pretrained(base, "{here}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{here}")'
     )

@@ -14,6 +14,7 @@ from ftlib.errors import ConfigError
 from ftlib.export.card import CardData, card_text, public_name
 from ftlib.export.staging import staged
 from ftlib.models.padding import padding_tokenizer
+from ftlib.models.parts import language_task
 from ftlib.models.quiet import quiet
 
 __all__ = ["save", "save_weights"]
@@ -45,6 +46,8 @@ def save(
     target = Path(folder).expanduser()
     adapted = not isinstance(model, PreTrainedModel)
     _check_target(target, adapted=adapted)
+    if language_task(model) == "seq2seq_lm":
+        card = replace(card, auto_class="AutoModelForSeq2SeqLM")
     with staged(target) as staging:
         save_weights(staging, model)
         if isinstance(model, PreTrainedModel):

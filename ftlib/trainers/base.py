@@ -8,7 +8,7 @@ A subclass says what is minimised and how records become examples:
 | the kind of model that a name loads | `task` | a causal language model |
 | the model trained, of one that is loaded | `prepare_model` | as it is |
 | what an objective needs of that model | `prepare_objective` | nothing |
-| the encoding of records | `default_encoder` | `Encoder(tokenizer)` |
+| the encoding of records | `default_encoder` | `Encoder(tokenizer)`, for the model's task |
 | what an evaluation reports | `evaluation` | loss and metrics |
 | what is predicted of each example | `predictions` | its loss and weight |
 | why it writes no text | `no_generation` | it does |
@@ -47,7 +47,7 @@ from ftlib.objectives import Objective
 from ftlib.trainers.boundaries import REQUESTS, Boundaries
 from ftlib.trainers.checkpoints import Checkpoints
 from ftlib.trainers.identity import identity
-from ftlib.trainers.inputs import AnyAdapter, resolve_model
+from ftlib.trainers.inputs import AnyAdapter, check_encoder, resolve_model
 from ftlib.trainers.observers import dispatcher, progress_display
 from ftlib.trainers.result import TrainResult, result_of
 from ftlib.trainers.snapshot import Boundary, Stateful
@@ -97,7 +97,7 @@ class Trainer(Boundaries):
         self.model, self.tokenizer = resolve_model(
             model, tokenizer, adapter, task=self.task, prepare=self.prepare_model
         )
-        self._encoder = encoder
+        self._encoder = check_encoder(encoder, self.model)
         self.train_data = self._encoded(train_dataset, "train_dataset")
         self._encoded_elsewhere = self._encoder is None
         self.eval_data = None if eval_dataset is None else self._encoded(eval_dataset, "eval_dataset")

@@ -15,9 +15,9 @@ from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
 from ftlib.errors import ConfigError, DataError
 from ftlib.models.load import AnyAdapter, load
-from ftlib.models.parts import inner_model
+from ftlib.models.parts import inner_model, language_task
 
-__all__ = ["AnyAdapter", "context_length", "encode", "resolve_model"]
+__all__ = ["AnyAdapter", "check_encoder", "context_length", "encode", "resolve_model"]
 
 SHOWN = 20  # rows named in an error
 
@@ -51,10 +51,33 @@ def resolve_model(
     return made if adapter is None else adapters.attach(made, adapter), tokenizer
 
 
+def check_encoder(encoder: Encoder | None, model: AnyModel) -> Encoder | None:
+    """The caller's encoder, which must lay prompts out for the kind of model that is trained.
+
+    Raises:
+        ConfigError: it is for the other kind.
+    """
+    task = language_task(model)
+    if encoder is not None and encoder.task != task:
+        raise ConfigError(
+            f"trainer: expected an Encoder with task={task!r} for {type(inner_model(model)).__name__}, got "
+            f"task={encoder.task!r}, whose prompts end otherwise. Make it with Encoder(tokenizer, "
+            f"task={task!r})."
+        )
+    return encoder
+
+
 def encode(
-    data: Any, encoder: Callable[[], Encoder], limit: int | None, *, name: str
+    data: Any, encoder: Callable[[], Encoder], limit: int | None, *, name: str, apart: bool = False
 ) -> Dataset | Sequence[Mapping[str, Any]]:
     """Encoded examples from records or from examples that are encoded already.
+
+    Args:
+        data: either.
+        encoder: gives the encoder, if records need one.
+        limit: the model's context, in tokens; None for none.
+        name: of the argument, for errors.
+        apart: prompt and completion have a context each, as in an encoder-decoder.
 
     Raises:
         ConfigError: a stream, which has no length to plan steps by.
@@ -69,7 +92,7 @@ def encode(
         data = encoder()(data if isinstance(data, Dataset) else load_records(data))
     if len(data) == 0:
         raise DataError(f"{name}: expected at least one example, got none.", code="empty_data")
-    _check_lengths(data, limit, name)
+    _check_lengths(data, limit, name, apart=apart)
     return data
 
 
@@ -84,11 +107,11 @@ def _encoded(data: Any) -> bool:
     )
 
 
-def _check_lengths(data: Any, limit: int | None, name: str) -> None:
+def _check_lengths(data: Any, limit: int | None, name: str, *, apart: bool) -> None:
     lengths = data["length"] if isinstance(data, Dataset) else [example["length"] for example in data]
     # a group of several continuations is longer than each of its sequences
     suspects = [index for index, length in enumerate(lengths) if limit is not None and length > limit]
-    sequences = {index: _longest_sequence(data[index]) for index in suspects}
+    sequences = {index: _longest_sequence(data[index], apart=apart) for index in suspects}
     long = [index for index, length in sequences.items() if limit is not None and length > limit]
     if long:
         sources = [f"{data[index]['source']} ({sequences[index]} tokens)" for index in long[:SHOWN]]
@@ -100,8 +123,9 @@ def _check_lengths(data: Any, limit: int | None, name: str) -> None:
         )
 
 
-def _longest_sequence(example: Mapping[str, Any]) -> int:
-    return len(example["prefix_ids"]) + max(map(len, example["continuation_ids"]))
+def _longest_sequence(example: Mapping[str, Any], *, apart: bool) -> int:
+    prompt, answer = len(example["prefix_ids"]), max(map(len, example["continuation_ids"]))
+    return max(prompt, answer) if apart else prompt + answer
 
 
 def context_length(model: AnyModel) -> int | None:

@@ -23,6 +23,7 @@ from ftlib.engine.engine import Engine
 from ftlib.errors import CapabilityError, ConfigError
 from ftlib.evaluation import decode, generate
 from ftlib.export import save
+from ftlib.models.parts import language_task
 from ftlib.trainers.card import card_data
 from ftlib.trainers.inputs import context_length, encode
 from ftlib.trainers.snapshot import Boundary
@@ -52,7 +53,7 @@ class TrainedModel:
 
     def default_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """How records become examples."""
-        return Encoder(tokenizer)
+        return Encoder(tokenizer, task=language_task(self.model))
 
     def evaluation(self, output: LossOutput) -> dict[str, float]:
         """What an evaluation reports: the loss, its terms where there are several, and the metrics.
@@ -176,7 +177,8 @@ class TrainedModel:
         return data
 
     def _encoded(self, data: Any, name: str) -> Any:
-        return encode(data, lambda: self.encoder, context_length(self.model), name=name)
+        apart = language_task(self.model) == "seq2seq_lm"
+        return encode(data, lambda: self.encoder, context_length(self.model), name=name, apart=apart)
 
     def _needed_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
