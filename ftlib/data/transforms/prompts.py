@@ -15,7 +15,7 @@ from ftlib.data.preferences import leading
 from ftlib.data.transforms.normalise import normalise
 from ftlib.errors import DataError
 
-__all__ = ["asked", "parts", "prompt_columns", "prompt_key", "prompt_parts", "texts"]
+__all__ = ["asked", "parts", "prompt_columns", "prompt_key", "prompt_parts", "questions", "texts"]
 
 Row = Mapping[str, Any]
 Side = str | Sequence[Mapping[str, Any]]
@@ -103,6 +103,13 @@ def texts(row: Row, columns: Sequence[str] | None = None) -> list[str]:
     for name in _SAYING if columns is None else columns:
         found += _flat(row.get(name))
     return found
+
+
+def questions(row: Row) -> list[str]:
+    """What a row asks, each text for itself: prompt or text, and every turn of a user or tool."""
+    turns = [turn for name in ("prompt", "messages") for turn in _turns(row.get(name))]
+    said = [row[name] for name in ("prompt", "text") if isinstance(row.get(name), str)]
+    return [*said, *(_content(turn) for turn in turns if turn["role"] not in ("assistant", "system"))]
 
 
 def _flat(value: Any) -> list[str]:
