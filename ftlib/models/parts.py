@@ -14,12 +14,20 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.adapters.task import score_head
 from ftlib.errors import CapabilityError
 from ftlib.models.head import Head
 
-__all__ = ["Path", "Plan", "Reader", "ScoreHead", "inner_model", "make_plan", "require_decoder"]
+__all__ = [
+    "Path",
+    "Plan",
+    "Reader",
+    "ScoreHead",
+    "inner_model",
+    "language_task",
+    "make_plan",
+    "require_decoder",
+]
 
 Path = Literal["grouped", "padded"]
 
@@ -110,13 +118,11 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside, adapters and all.
 
     Raises:
-        CapabilityError: neither a language model nor a classifier.
+        CapabilityError: neither a language model nor a decoder with a score head.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel) or (
-        inner.get_output_embeddings() is None
-        and score_head(inner) is None
-        and not is_encoder_classifier(inner)
+        inner.get_output_embeddings() is None and score_head(inner) is None
     ):
         raise CapabilityError(
             f"models.forward: expected a causal language model of transformers, plain or with adapters, got "
@@ -142,10 +148,11 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
         CapabilityError: not a language model, or one without a body of its own or a token to start from.
     """
     inner = inner_model(model)
+
+
 def language_task(model: nn.Module) -> Literal["causal_lm", "seq2seq_lm"]:
     """What `ftlib.load` calls the task of a language model, and `Encoder` the data for it."""
     return "seq2seq_lm" if inner_model(model).config.is_encoder_decoder else "causal_lm"
-
 
     if inner.config.is_encoder_decoder:
         return Plan(
