@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["loss", "margins", "roc"]
+__all__ = ["loss", "margins", "reward", "roc"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Wong 2011 (Nature Methods 8:441)
 STYLES = ("-", "--", ":", "-.")
@@ -73,7 +73,41 @@ def margins(result: Run, *, ax: Axes | None = None) -> Figure:
     accuracy = axes.twinx()
     accuracy.plot(*_series(rows, "accuracy"), STYLES[3], color=COLOURS[3])
     accuracy.set(ylim=(0, 1), ylabel="accuracy (dash-dotted)")
-    return _labelled(axes, "optimiser step", "reward (nats)")
+    return _labelled(axes, "optimiser step", "reward")
+
+
+def reward(result: Run, *, kl_target: float | None = None, ax: Sequence[Axes] | None = None) -> Figure:
+    """What PPO gains and at what distance: score with its spread, KL and its price, length of completions.
+
+    Args:
+        result: what `PPOTrainer.train` returned, or its history.
+        kl_target: nats per sequence, drawn beside the KL.
+        ax: three axes to draw on, one for each of these; None makes a figure.
+
+    Raises:
+        ConfigError: the run has no such metrics, or not three axes.
+    """
+    rows = _history(result)
+    if not _series(rows, "kl")[0]:
+        raise ConfigError("plots.reward: expected the history of a PPO run, got no 'kl' in it.")
+    panels = _stacked(3) if ax is None else list(ax)
+    if len(panels) != 3:
+        raise ConfigError(f"plots.reward: expected ax as three axes, got {len(panels)}.")
+    scores, distances, lengths = panels
+    scores.plot(*_series(rows, "score"), STYLES[0], color=COLOURS[0], label="mean")
+    spread = [(row["step"], row["score"], row["score_std"]) for row in rows if "score_std" in row]
+    steps, low, high = zip(*((step, mean - std, mean + std) for step, mean, std in spread), strict=True)
+    scores.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, label="one standard deviation")
+    distances.plot(*_series(rows, "kl"), STYLES[0], color=COLOURS[1], label="KL")
+    if kl_target is not None:
+        distances.axhline(kl_target, linestyle=STYLES[1], color=COLOURS[1], label="target")
+    price = distances.twinx()
+    price.plot(*_series(rows, "beta"), STYLES[2], color=COLOURS[2])
+    price.set_ylabel("beta (dotted)")
+    lengths.plot(*_series(rows, "completion_tokens"), STYLES[0], color=COLOURS[3], label="mean")
+    _labelled(distances, "", "nats per sequence")
+    _labelled(lengths, "rollout", "tokens of a completion")
+    return _labelled(scores, "", "score")
 
 
 def roc(answers: Sequence[ScoredAnswers], *, ax: Axes | None = None) -> Figure:
@@ -102,6 +136,14 @@ def _axes(ax: Axes | None) -> Axes:
         raise _missing("plots", "matplotlib", "plots") from error
     # A figure of its own, without pyplot: the caller's backend and open figures stay as they are.
     return Figure(figsize=(7, 4), layout="constrained").subplots() if ax is None else ax
+
+
+def _stacked(panels: int) -> list[Axes]:
+    """Axes above each other that share their steps."""
+    figure = _figure(_axes(None))
+    figure.clear()
+    figure.set_size_inches(7, 2.5 * panels)
+    return list(figure.subplots(panels, sharex=True))
 
 
 def _missing(where: str, package: str, extra: str) -> MissingPackageError:

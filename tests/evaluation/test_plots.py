@@ -53,6 +53,35 @@ def test_margins_of_another_trainer_are_refused() -> None:
         plots.margins(HISTORY)
 
 
+def test_reward_shows_score_distance_price_and_length() -> None:
+    rows = [
+        {"step": step, "score": score, "score_std": 0.5, "kl": kl, "beta": 0.05, "completion_tokens": 9.0}
+        for step, score, kl in [(1, 0.0, 0.0), (2, 1.0, 3.0)]
+    ]
+    figure = plots.reward(rows, kl_target=2.0)
+    scores, distances, lengths, price = (drawn(figure, axes) for axes in range(4))
+    assert scores["mean"] == [0.0, 1.0]
+    [spread] = figure.axes[0].collections
+    assert {float(y) for y in spread.get_paths()[0].vertices[:, 1]} == {-0.5, 0.5, 1.5}
+    assert distances["KL"] == [0.0, 3.0]
+    assert distances["target"] == [2.0, 2.0]
+    assert lengths["mean"] == [9.0, 9.0]
+    assert list(price.values()) == [[0.05, 0.05]]
+
+
+def test_reward_of_another_trainer_is_refused() -> None:
+    with pytest.raises(ConfigError, match="PPO"):
+        plots.reward(HISTORY)
+
+
+def test_reward_draws_on_three_axes_or_none() -> None:
+    rows = [{"step": 1, "score": 0.0, "score_std": 0.0, "kl": 0.0, "beta": 0.1, "completion_tokens": 1.0}]
+    axes = Figure().subplots(3)
+    assert plots.reward(rows, ax=axes) is axes[0].figure
+    with pytest.raises(ConfigError, match="three axes"):
+        plots.reward(rows, ax=axes[:2])
+
+
 def test_roc_of_perfect_scores_has_area_one() -> None:
     answers = [ScoredAnswers([2.0, 0.0], [1, 1], [1.0, 2.0]), ScoredAnswers([3.0, 1.0], [1, 1], [1.0, 2.0])]
     figure = plots.roc(answers)
