@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ftlib.data import formatters
+from ftlib.data import formatters, instructions
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
 from ftlib.data.sampler import StepSampler, balance, pack
-from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments
+from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments, Skipped
 from ftlib.data.transforms import split
 
 __all__ = [
@@ -17,10 +17,12 @@ __all__ = [
     "Formatter",
     "Segment",
     "Segments",
+    "Skipped",
     "StepSampler",
     "balance",
     "collate",
     "formatters",
+    "instructions",
     "load_records",
     "pack",
     "split",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from datasets.fingerprint import Hasher
@@ -25,7 +27,13 @@ def identity(value: Any) -> str:
 def code_fingerprint() -> str:
     """A hash of this package's source: a changed encoder never finds an old one's cache."""
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(resources.files("ftlib.data").iterdir(), key=lambda file: file.name):
+    for file in sorted(_files(resources.files("ftlib.data")), key=lambda file: (file.name, str(file))):
         if file.name.endswith(".py"):
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _files(folder: Traversable) -> Iterator[Traversable]:
+    """The files of a folder and of those in it."""
+    for entry in folder.iterdir():
+        yield from _files(entry) if entry.is_dir() else [entry]

@@ -11,9 +11,30 @@ from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from ftlib.data.cells import has
+from ftlib.data.instructions import (
+    Instruction,
+    Kind,
+    alpaca,
+    dolly,
+    flan,
+    p3,
+    super_natural_instructions,
+    worded,
+)
+from ftlib.data.instructions.layout import as_messages
 from ftlib.data.messages import ROLES, dicts_of, restored
 from ftlib.data.preferences import canonical_pair, canonical_ranked, ranks_of
-from ftlib.data.segments import Answers, Conversation, Formatter, Made, Message, Row, Segment, Segments
+from ftlib.data.segments import (
+    Answers,
+    Conversation,
+    Formatter,
+    Made,
+    Message,
+    Row,
+    Segment,
+    Segments,
+    Skipped,
+)
 from ftlib.data.spellings import is_comparison, is_pair
 from ftlib.errors import ConfigError, DataError
 
@@ -24,6 +45,7 @@ __all__ = [
     "Text",
     "by_columns",
     "chat",
+    "instruction",
     "preference",
     "prompt_completion",
     "text",
@@ -92,9 +114,16 @@ class Chat:
 
     template: str | None = None
     system: str | None = None
+    kind: Kind | None = None
 
-    def __call__(self, row: Row) -> Conversation:
+    def __call__(self, row: Row) -> Conversation | Skipped:
         """The messages of the row."""
+        if self.kind is not None:
+            made = self.kind(row)
+            if isinstance(made, Skipped):
+                return made
+            messages, given = as_messages(made)
+            return Conversation(messages, None, given, self.template, self.system)
         prompt = row.get("prompt")
         if prompt is None:
             messages, given = _messages(row, "messages"), 0
@@ -108,6 +137,8 @@ class Chat:
 
     def row(self, prompt: str) -> Row:
         """The row of a bare prompt: one user turn."""
+        if self.kind is not None:
+            return self.kind.row(prompt)
         return {"prompt": [{"role": "user", "content": prompt}]}
 
 
@@ -149,7 +180,7 @@ class Preference:
 
     def based(self, made: Made) -> Preference:
         """The same with a base: the one that laid out `made`."""
-        if self.base is not None:
+        if self.base is not None or isinstance(made, Skipped):
             return self
         example = made.examples[0] if isinstance(made, Answers) else made
         if isinstance(example, Conversation):
@@ -158,7 +189,7 @@ class Preference:
 
     def _alone(self, row: Row) -> Segments | Conversation:
         made: Made = (self.base or _of_one_answer(row))(row)
-        if isinstance(made, Answers):
+        if isinstance(made, Answers | Skipped):
             raise ConfigError(
                 "preference: expected a base that lays out one answer, such as prompt_completion() or "
                 f"chat(), got {self.base!r:.80}."
@@ -206,6 +237,55 @@ def chat(*, template: str | None = None, system: str | None = None) -> Formatter
             put before conversations that bring no system message.
     """
     return Chat(template, system)
+
+
+def instruction(
+    template: str | Sequence[str] | Kind = "alpaca",
+    *,
+    render: Literal["text", "chat"] = "text",
+    joiner: str = "\n",
+    seed: int = 0,
+) -> Formatter:
+    r"""Instruction data under a published layout or one of your own.
+
+    Args:
+        template: "alpaca", "dolly", "flan", "p3" or "super_natural_instructions"; or template text, such as
+            ``"Q: {question}\nA: {answer}"``, or several of which a row takes one (see
+            `instructions.worded`); or what a function of `ftlib.data.instructions` makes, with the options
+            of its kind: `promptsource` is there too.
+        render: ``"text"``, with a trained EOS after the answer; or ``"chat"``: the row as messages, which
+            the model's own chat template renders.
+        joiner: between instruction and input, where they become one text.
+        seed: of the choices that a kind makes by hash of seed and row id.
+
+    Raises:
+        ConfigError: unknown options, options without effect, or a template that does not parse.
+    """
+    _one_of("instruction", "render", render, ("text", "chat"))
+    made = _kind(template, joiner, seed)
+    return Chat(kind=made) if render == "chat" else Instruction(made)
+
+
+def _kind(template: str | Sequence[str] | Kind, joiner: str, seed: int) -> Kind:
+    named: Mapping[str, Callable[[], Kind]] = {
+        "alpaca": lambda: alpaca(joiner=joiner),
+        "dolly": lambda: dolly(joiner=joiner),
+        "flan": lambda: flan(seed=seed),
+        "p3": p3,
+        "super_natural_instructions": lambda: super_natural_instructions(seed=seed),
+    }
+    if isinstance(template, str) and template in named:
+        return named[template]()
+    if isinstance(template, str | list | tuple):
+        return worded(template, joiner=joiner, seed=seed)
+    if not isinstance(template, Kind):
+        raise ConfigError(
+            f"instruction: expected a name of {list(named)}, template text, or a kind such as "
+            f"ftlib.data.instructions.flan(...), got {template!r:.80}."
+        )
+    if (joiner, seed) != ("\n", 0):
+        raise ConfigError("instruction: joiner and seed have no effect on a kind. Give them to its function.")
+    return template
 
 
 def preference(base: Formatter | Callable[[Row], Made] | None = None) -> Formatter:

@@ -11,7 +11,7 @@ from ftlib.data.examples import Example, refused
 from ftlib.data.groups import common, pairs, refuse_identical, share
 from ftlib.data.overflow import Overflow, Weighted, fit
 from ftlib.data.pieces import Stretches, stretches
-from ftlib.data.segments import Answers, Conversation, Made, Row, Segments, TrainOn
+from ftlib.data.segments import Answers, Conversation, Made, Row, Segments, Skipped, TrainOn
 from ftlib.data.templates import ChatTemplate
 from ftlib.data.tokens import Piece, TokenBackend
 from ftlib.data.weights import segment_weights, trained_turns
@@ -97,6 +97,8 @@ class RowEncoder:
     def prompt_ids(self, row: Row) -> list[int]:
         """What inference puts before the completion of `row`: the prefix ids of training."""
         made = self.formatter(row)
+        if isinstance(made, Skipped):
+            raise DataError(f"expected a row to answer, got one that is left out: {made.reason}.")
         if isinstance(made, Answers):
             prompts = [self._prompt_ids(example) for example in made.examples]
             return prompts[0][: common(prompts)]
@@ -119,8 +121,10 @@ class RowEncoder:
         ids = [i for piece_ids, _ in self.backend.encode(asked) for i in piece_ids]
         return self._as_prompt(ids, [], segments)[0]
 
-    def _plan(self, row: Row, source: str, *, checked: bool) -> list[_Plan]:
+    def _plan(self, row: Row, source: str, *, checked: bool) -> list[_Plan | Example]:
         made = self.formatter(row)
+        if isinstance(made, Skipped):
+            return [Example(([], []), (), source, dropped=made.reason)]
         given = made.extras if isinstance(made, Answers) else {}
         self._check_extras(given)
         if not isinstance(made, Answers):

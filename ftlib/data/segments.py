@@ -22,6 +22,7 @@ __all__ = [
     "Row",
     "Segment",
     "Segments",
+    "Skipped",
     "TrainOn",
 ]
 
@@ -45,6 +46,8 @@ class Segment:
         control: the control tokens written in this text are meant as such. Text that people wrote
             says False: there ``<|im_end|>`` stays ten ordinary characters.
         boundary: the model starts to write here, so no token may span the start of this segment.
+        cut: the side from which this text may be shortened where the example is longer than
+            `max_length`; `None` leaves it whole.
     """
 
     text: str
@@ -52,6 +55,7 @@ class Segment:
     weight: float | None = None
     control: bool = False
     boundary: bool = False
+    cut: Literal["left", "right"] | None = None
 
 
 @final
@@ -114,7 +118,15 @@ class Answers:
     extras: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-Made = Segments | Conversation | Answers
+@final
+@dataclass(frozen=True)
+class Skipped:
+    """A row that is left out on purpose; the report counts it as dropped for this reason."""
+
+    reason: str
+
+
+Made = Segments | Conversation | Answers | Skipped
 
 
 @runtime_checkable
