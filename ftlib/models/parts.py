@@ -18,16 +18,7 @@ from ftlib.adapters.task import score_head
 from ftlib.errors import CapabilityError
 from ftlib.models.head import Head
 
-__all__ = [
-    "Path",
-    "Plan",
-    "Reader",
-    "ScoreHead",
-    "inner_model",
-    "language_task",
-    "make_plan",
-    "require_decoder",
-]
+__all__ = ["Path", "Plan", "Reader", "ScoreHead", "inner_model", "make_plan", "require_decoder"]
 
 Path = Literal["grouped", "padded"]
 
@@ -131,6 +122,11 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+def language_task(model: nn.Module) -> Literal["causal_lm", "seq2seq_lm"]:
+    """What `ftlib.load` calls the task of a language model, and `Encoder` the data for it."""
+    return "seq2seq_lm" if inner_model(model).config.is_encoder_decoder else "causal_lm"
+
+
 def require_decoder(model: nn.Module, what: str) -> None:
     """Raise `CapabilityError` for an encoder-decoder, which `what` does not take."""
     inner = inner_model(model)
@@ -148,12 +144,6 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
         CapabilityError: not a language model, or one without a body of its own or a token to start from.
     """
     inner = inner_model(model)
-
-
-def language_task(model: nn.Module) -> Literal["causal_lm", "seq2seq_lm"]:
-    """What `ftlib.load` calls the task of a language model, and `Encoder` the data for it."""
-    return "seq2seq_lm" if inner_model(model).config.is_encoder_decoder else "causal_lm"
-
     if inner.config.is_encoder_decoder:
         return Plan(
             inner.get_decoder(), _head(inner), path, reason, takes_positions=False, reader=_reader(inner)
