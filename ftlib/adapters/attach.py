@@ -14,7 +14,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import cast
 
-from peft import IA3Config, PeftConfig, PeftModel, get_peft_model
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -24,6 +33,7 @@ from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
 from ftlib.adapters.fused import fuse
 from ftlib.adapters.ia3 import fit_ia3
 from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
+from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised
 from ftlib.adapters.slices import slice_fused
 from ftlib.adapters.task import SCORE, fit_task, score_head
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
@@ -62,6 +72,12 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
             raise CapabilityError(
                 "attach: expected a plain transformers model for full fine-tuning, got one with adapters. "
                 "Merge them first: ftlib.adapters.merge(model)."
+            )
+        if is_quantised(model):
+            raise CapabilityError(
+                "attach: expected weights that can be trained for full fine-tuning, got a base quantised to "
+                "integers, which have no gradient. Train an adapter on it, ftlib.adapters.lora(), or load "
+                "it without quantize."
             )
         return model.requires_grad_(True)
     config = _bound_copy(model, adapter.config)
@@ -137,6 +153,7 @@ def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:
     fit_task(copy, model)
     if isinstance(copy, IA3Config):
         fit_ia3(copy, model)
+    fit_quantised(copy, model)
     copy.base_model_name_or_path = None  # peft writes the name of the model at hand
     if hasattr(copy, "fan_in_fan_out") and any(type(module) is Conv1D for module in model.modules()):
         copy.fan_in_fan_out = True  # GPT-2 stores its matrices transposed
@@ -146,20 +163,39 @@ def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:
 def merge(model: AnyModel) -> PreTrainedModel:
     """Fold the active adapter into the base and return a plain transformers model, with equal logits.
 
+    A quantised base cannot hold the sum: the result is a copy of it in plain weights, and the model stays.
+
     Raises:
         CapabilityError: the adapter cannot be merged.
     """
     if not isinstance(model, PeftModel):
-        return model
+        return dequantised(model) if is_quantised(model) else model
     if not model_capabilities(model).mergeable:
         raise CapabilityError(
             f"merge: expected an adapter that adds to weights, got {model.active_peft_config.peft_type}. "
             "Save the adapter beside its base instead."
         )
     scale = normalisation_of(model)
+    if is_quantised(model):
+        model = _on_plain_base(model)
     merged = cast(PreTrainedModel, model.merge_and_unload())
     set_normalisation(merged, scale)
     return merged
+
+
+def _on_plain_base(model: PeftModel) -> PeftModel:
+    """A copy of a model with a quantised base: plain weights, and the same active adapters."""
+    copy: AnyModel = dequantised(cast(PreTrainedModel, model.get_base_model()))
+    with torch.random.fork_rng(devices=[]):  # fresh factors are drawn, and overwritten
+        for name in model.active_adapters:
+            config = deepcopy(model.peft_config[name])
+            if isinstance(config, LoraConfig):
+                config.init_lora_weights = True
+            copy = attach(copy, config, name=name)
+            state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+            set_peft_model_state_dict(copy, state, adapter_name=name)
+    copy.base_model.set_adapter(model.active_adapters)
+    return cast(PeftModel, copy)
 
 
 def model_capabilities(model: AnyModel) -> Capabilities:

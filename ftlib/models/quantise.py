@@ -1,0 +1,62 @@
+"""How `ftlib.load` quantises a base as it reads it, through bitsandbytes.
+
+nf4: blocks of 64 in 4-bit NormalFloat, their scales quantised once more. int8: one scale per output row,
+and no outlier threshold, with which a row's result would depend on the rest of its batch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal, cast, get_args
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from ftlib.errors import ConfigError, MissingPackageError
+
+__all__ = ["Quantisation", "parse_quantisation", "quantisation_config"]
+
+Quantisation = Literal["int8", "nf4"]
+
+
+def parse_quantisation(quantize: str | None, *, gguf_file: str | None) -> Quantisation | None:
+    """What was asked for, if it can be done here.
+
+    Raises:
+        ConfigError: an unknown kind, or beside a GGUF file.
+        MissingPackageError: bitsandbytes is not installed.
+    """
+    if quantize is None:
+        return None
+    if quantize not in get_args(Quantisation):
+        raise ConfigError(
+            f"load: expected quantize None or one of {list(get_args(Quantisation))}, got {quantize!r}."
+        )
+    if gguf_file is not None:
+        raise ConfigError(
+            f"load: quantize={quantize!r} needs plain weights, got the GGUF file {gguf_file}. Save it as such "
+            "once: model, tokenizer = ftlib.load(file); model.save_pretrained(folder); "
+            "tokenizer.save_pretrained(folder)."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingPackageError(
+            f"load: quantize={quantize!r} needs the package bitsandbytes: pip install 'ftlib[quant]'."
+        )
+    return cast(Quantisation, quantize)
+
+
+def quantisation_config(kind: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What transformers needs to quantise while it reads.
+
+    Args:
+        kind: "int8" or "nf4".
+        dtype: of the computation, and of what is not quantised.
+    """
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
