@@ -208,13 +208,13 @@ class RowEncoder:
                 code="empty_target",
                 column="messages",
             )
+        if self.apart:  # whatever stands before a turn is read by the encoder, earlier answers included
+            turns = [(replace(conversation, messages=conversation.messages[: k + 1]), k) for k in trained]
+            return tuple(self.template.layout(turn, [k], spread=False)[0] for turn, k in turns)
         spread = callable(self.train_on) or self.train_on in ("all", "weighted")
         return self.template.layout(conversation, trained, spread=spread or self.prompt_loss_weight > 0)
 
     def _finish(self, plan: _Plan, encoded: Iterator[Weighted]) -> Example:
-        if self.apart:  # whatever stands before a turn is read by the encoder, earlier answers included
-            turns = [(replace(conversation, messages=conversation.messages[: k + 1]), k) for k in trained]
-            return tuple(self.template.layout(turn, [k], spread=False)[0] for turn, k in turns)
         """Join the pieces of one example, fit it to `max_length`, and check what is trained."""
         sides = [self._joined(side, encoded) for side in plan.sides]
         bos = len(self.backend.bos_ids) if plan.sides[0].segments.bos else 0
@@ -250,19 +250,15 @@ class RowEncoder:
         self, sides: list[tuple[Weighted | None, Weighted]], compared: list[tuple[int, int]], bos: int
     ) -> tuple[Weighted, tuple[Weighted, ...]]:
         """Prefix and continuations of one answer or of several."""
+        if self.apart:
+            self._check_prompts([prompt for prompt, _ in sides])
         if len(sides) == 1:
             prompt, rest = sides[0]
             return prompt or ([], []), (rest,)
         prefix, answers = share(sides, bos=bos)
-        if self.apart:
-            self._check_prompts([prompt for prompt, _ in sides])
         refuse_identical(answers, compared)
         return prefix, answers
 
-    def _joined(self, side: _Side, encoded: Iterator[Weighted]) -> tuple[Weighted | None, Weighted]:
-        """Prompt and rest of one answer with BOS and EOS; no prompt where nothing marks its end."""
-        parts = side.stretches
-        prompt = None if parts.prefix is None else _concatenated(islice(encoded, len(parts.prefix)))
     def _check_prompts(self, prompts: Sequence[Weighted | None]) -> None:
         """An encoder reads one prompt, and a whole one: none of it may go over to the decoder."""
         if not all(prompt and prompt[0] for prompt in prompts):
@@ -274,13 +270,17 @@ class RowEncoder:
                 code="prompts_differ",
             )
 
+    def _joined(self, side: _Side, encoded: Iterator[Weighted]) -> tuple[Weighted | None, Weighted]:
+        """Prompt and rest of one answer with BOS and EOS; no prompt where nothing marks its end."""
+        parts = side.stretches
+        prompt = None if parts.prefix is None else _concatenated(islice(encoded, len(parts.prefix)))
         rest = _concatenated(islice(encoded, len(parts.rest)))
+        if prompt is not None:
+            prompt = self._as_prompt(*prompt, side.segments)
         if prompt is None:
             rest = self._with_bos(*rest, side.segments)
         elif self.apart:  # here BOS is predicted, by the token that a decoder starts from
             rest = self._with_bos(*rest, side.segments, weight=side.weights[-1])
-        if prompt is not None:
-            prompt = self._as_prompt(*prompt, side.segments)
         if side.segments.eos and self.backend.eos_id is not None and rest[0][-1:] != [self.backend.eos_id]:
             rest[0].append(self.backend.eos_id)
             rest[1].append(side.weights[-1])
@@ -345,10 +345,6 @@ class RowEncoder:
             )
 
 
-def _concatenated(pieces: Iterable[Weighted]) -> Weighted:
-    ids: list[int] = []
-    weights: list[float] = []
-    for piece_ids, piece_weights in pieces:
 def _no_prompt(found: str) -> DataError:
     return DataError(
         f"expected a prompt for the encoder to read, got {found}. Give rows with prompt and completion.",
@@ -356,6 +352,10 @@ def _no_prompt(found: str) -> DataError:
     )
 
 
+def _concatenated(pieces: Iterable[Weighted]) -> Weighted:
+    ids: list[int] = []
+    weights: list[float] = []
+    for piece_ids, piece_weights in pieces:
         ids += piece_ids
         weights += piece_weights
     return ids, weights
