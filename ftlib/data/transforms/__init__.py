@@ -11,6 +11,7 @@ from ftlib.data.transforms.normalise import normalise
 from ftlib.data.transforms.pipeline import pipeline
 from ftlib.data.transforms.report import Step, Transformed, TransformReport
 from ftlib.data.transforms.split import split
+from ftlib.data.transforms.template import template
 
 __all__ = [
     "Step",
@@ -24,4 +25,5 @@ __all__ = [
     "normalise",
     "pipeline",
     "split",
+    "template",
 ]

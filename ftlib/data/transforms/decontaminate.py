@@ -101,7 +101,7 @@ class _HeldOut:
     sets: tuple[str, ...]  # the set of each text
     names: tuple[str, ...]  # set and number of each text, from 1 on
     totals: NDArray[np.int64]  # [E], different runs of each
-    runs_R: Shingles  # ascending, never empty
+    runs_R: Shingles  # ascending
     starts: NDArray[np.int64]  # [R + 1], where the texts of each run start in `owners`
     owners: NDArray[np.int64]  # [P]
     whole: Mapping[str, int]  # short text -> its number
@@ -148,8 +148,8 @@ class _HeldOut:
         equal = [self.whole[text] for text in map(normalise, asks) if text in self.whole]
         words = normalise("\n".join(fields)).split()
         found = np.unique(np.concatenate([_runs(words, _LONG), _runs(words, _SHORT)]))
-        places = np.searchsorted(self.runs_R[:-1], found)  # of a run beyond the last one: the last one
-        places = places[self.runs_R[places] == found]
+        places, ends = (np.searchsorted(self.runs_R, found, side) for side in ("left", "right"))
+        places = places[places < ends]  # the same place from both sides: not among the runs
         hits = np.concatenate(
             [np.empty(0, np.int64), *(self.owners[self.starts[at] : self.starts[at + 1]] for at in places)]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
 
 from datasets import Dataset, IterableDataset
@@ -58,6 +58,10 @@ class Step:
         """Back to zero, where a stream is read again from its start."""
         vars(self).update(vars(Step(self.name)))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
+
     def __str__(self) -> str:
         more = [
             *(f"dropped, {reason}: {count:,}" for reason, count in sorted(self.dropped.items())),
@@ -109,7 +113,7 @@ class TransformReport:
             "kept": self.kept,
             "dropped": dict(self.dropped),
             "added": dict(self.added),
-            "steps": [_plain(asdict(step)) for step in self.steps],
+            "steps": [step.to_dict() for step in self.steps],
         }
 
     def __str__(self) -> str:
@@ -128,7 +132,3 @@ def _sum(counters: Iterable[Counter[str]]) -> Counter[str]:
     for counter in counters:
         total.update(counter)
     return total
-
-
-def _plain(step: dict[str, Any]) -> dict[str, Any]:
-    return {name: dict(value) if isinstance(value, Counter) else value for name, value in step.items()}
