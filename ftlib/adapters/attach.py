@@ -24,6 +24,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -33,7 +34,7 @@ from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
 from ftlib.adapters.fused import fuse
 from ftlib.adapters.ia3 import fit_ia3
 from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
-from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised
+from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised, require_trainable
 from ftlib.adapters.slices import slice_fused
 from ftlib.adapters.task import SCORE, fit_task, score_head
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
@@ -73,12 +74,7 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
                 "attach: expected a plain transformers model for full fine-tuning, got one with adapters. "
                 "Merge them first: ftlib.adapters.merge(model)."
             )
-        if is_quantised(model):
-            raise CapabilityError(
-                "attach: expected weights that can be trained for full fine-tuning, got a base quantised to "
-                "integers, which have no gradient. Train an adapter on it, ftlib.adapters.lora(), or load "
-                "it without quantize."
-            )
+        require_trainable(model)
         return model.requires_grad_(True)
     config = _bound_copy(model, adapter.config)
     if isinstance(model, PeftModel):
@@ -194,8 +190,9 @@ def _on_plain_base(model: PeftModel) -> PeftModel:
             copy = attach(copy, config, name=name)
             state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
             set_peft_model_state_dict(copy, state, adapter_name=name)
-    copy.base_model.set_adapter(model.active_adapters)
-    return cast(PeftModel, copy)
+    made = cast(PeftModel, copy)
+    cast(BaseTuner, made.base_model).set_adapter(model.active_adapters)
+    return made
 
 
 def model_capabilities(model: AnyModel) -> Capabilities:

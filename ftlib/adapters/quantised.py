@@ -15,14 +15,23 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight, get_bnb_param_type
+from peft.utils.integrations import get_bnb_param_type
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ftlib.errors import CapabilityError
 
-__all__ = ["adopt_quantisation", "dequantised", "fit_quantised", "is_quantised", "quantised_layers", "steady"]
+__all__ = [
+    "adopt_quantisation",
+    "dequantised",
+    "fit_quantised",
+    "is_quantised",
+    "quantised_layers",
+    "require_trainable",
+    "steady",
+]
 
 # What transformers notes on a model that it quantised, and peft reads.
 _NOTES = ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer")
@@ -56,9 +65,10 @@ def steady(model: nn.Module) -> None:
         eight = get_bnb_param_type(layer.weight) == "8bit"
         if eight and layer.state.threshold != 0.0:
             raise CapabilityError(
-                f"quantised base: expected int8 layers without an outlier threshold, got {layer.state.threshold}, "
-                "with which a row's result depends on its batch. Load it with ftlib.load(name, "
-                "quantize='int8'), or with BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)."
+                f"quantised base: expected int8 layers without an outlier threshold, got "
+                f"{layer.state.threshold}, with which a row's result depends on its batch. Load it with "
+                "ftlib.load(name, quantize='int8'), or with BitsAndBytesConfig(load_in_8bit=True, "
+                "llm_int8_threshold=0.0)."
             )
         layer.__class__ = SteadyLinear8bit if eight else SteadyLinear4bit
         layer.train()
@@ -84,6 +94,16 @@ def fit_quantised(config: PeftConfig, model: nn.Module) -> None:
     steady(model)
 
 
+def require_trainable(model: nn.Module) -> None:
+    """Raise `CapabilityError` for a quantised base without an adapter: integers have no gradient."""
+    if not isinstance(model, PeftModel) and is_quantised(model):
+        raise CapabilityError(
+            "full fine-tuning: expected weights that can be trained, got a base quantised to integers, which "
+            "have no gradient. Train an adapter on it, adapter=ftlib.adapters.lora(), or load it without "
+            "quantize."
+        )
+
+
 def adopt_quantisation(model: PreTrainedModel, other: PreTrainedModel) -> None:
     """Note on a model that holds the quantised layers of another one that they are quantised."""
     for note in _NOTES:
@@ -97,6 +117,7 @@ def dequantised(model: PreTrainedModel) -> PreTrainedModel:
     The weights are those that the quantised layers compute with, so logits are equal; on a GPU int8
     layers round their inputs too, which the copy does not.
     """
+    steady(model)
     config = deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     with torch.device("meta"):
@@ -116,7 +137,10 @@ def _fill(copy: nn.Module, own: Any, dtype: torch.dtype, done: dict[int, nn.Para
         if weight is None:
             continue
         if id(weight) not in done:
-            plain = dequantize_module_weight(own).to(dtype) if get_bnb_param_type(weight) else weight
+            packed = get_bnb_param_type(weight)
+            plain = own.plain(dtype) if packed else weight
+            if packed and isinstance(copy, Conv1D):
+                plain = plain.T  # GPT-2 keeps its matrices transposed, bitsandbytes does not
             done[id(weight)] = nn.Parameter(_copied(plain), requires_grad=weight.requires_grad)
         copy._parameters[name] = done[id(weight)]
     for name, buffer in own._buffers.items():

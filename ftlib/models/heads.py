@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from ftlib.adapters.quantised import adopt_quantisation
 from ftlib.adapters.task import SCORE, score_head
 from ftlib.errors import CapabilityError, ConfigError
 from ftlib.models.padding import choose_pad_id
@@ -67,6 +68,7 @@ def as_reward_model(model: AnyModel, tokenizer: PreTrainedTokenizerBase | None =
         )
     reward = _shell(inner)
     setattr(reward, reward.base_model_prefix, inner.base_model)
+    adopt_quantisation(reward, inner)
     width = cast(nn.Linear, score_head(reward)).in_features
     head = new_score_head(width).to(inner.device)
     setattr(reward, SCORE, head)

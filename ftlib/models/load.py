@@ -7,6 +7,7 @@ choice of dtype, and an error where a library would go on with random weights.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -27,12 +28,14 @@ from transformers import (
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.attach import attach
+from ftlib.adapters.quantised import is_quantised, steady
 from ftlib.adapters.task import score_head
 from ftlib.adapters.vetting import check_adapter
 from ftlib.errors import CheckpointError, ConfigError
 from ftlib.models.heads import as_reward_model, describe_score, restore_score
 from ftlib.models.padding import choose_pad_id, padding_tokenizer
 from ftlib.models.precision import choose_dtype, parse_dtype
+from ftlib.models.quantise import parse_quantisation, quantised_loading
 from ftlib.models.quiet import quiet
 from ftlib.models.source import Source, find_source
 from ftlib.models.vetting import weight_files
@@ -97,13 +100,15 @@ def load(
             adapter leaves frozen and for checkpoints in half precision (GGUF counts as one), where the
             device computes it fast; else float32. The choice is logged. What an adapter adds is float32;
             modules it trains whole keep the model's dtype, and a trainer keeps float32 masters of them.
-        quantize: None.
+        quantize: "nf4" or "int8" holds the linear layers of the base in 4 or 8 bits, frozen, for an adapter
+            to be trained on; None does not. It needs the extra ``quant``.
         gguf_file: name of a GGUF file inside the folder or hub model.
         num_labels: None.
         revision: of a hub model: branch, tag or commit.
         token: for private hub models; None takes the one stored by the hub's own login.
         local_files_only: never reach the network.
-        device: where to put the model; None is the CPU, from where a trainer moves it.
+        device: where to put the model; None is the CPU, from where a trainer moves it, or for a quantised
+            one the accelerator, if there is one.
         trust_remote_code: run code that comes with the model.
 
     Returns:
@@ -114,9 +119,10 @@ def load(
         ConfigError: nothing found, an option that does not fit, or files that are refused.
         CheckpointError: weights that cannot be read or do not fit the model.
         CapabilityError: a model that cannot do the task.
-        MissingPackageError: a GGUF file without the package that reads it.
+        MissingPackageError: a GGUF file without the package that reads it, or `quantize` without
+            bitsandbytes.
     """
-    _check_options(task, quantize, num_labels)
+    _check_options(task, num_labels)
     if isinstance(adapter, str | Path):
         adapter = Path(adapter).expanduser()
         check_adapter(adapter)  # before a base of any size is read
@@ -124,6 +130,7 @@ def load(
         given = {"gguf_file": gguf_file, "revision": revision, "token": token, "device": device}
         clashing = [name for name, value in given.items() if value is not None]
         clashing += ["dtype"] if dtype != "auto" else []
+        clashing += ["quantize"] if quantize is not None else []
         if clashing:
             raise ConfigError(f"load: {', '.join(clashing)} has no effect on a loaded model. Leave it out.")
         inner = _inner(name_or_path)
@@ -138,12 +145,15 @@ def load(
         local_files_only=local_files_only,
         trust_remote_code=trust_remote_code,
     )
+    packed = parse_quantisation(quantize, gguf_file=source.gguf_file)
     place = None if device is None else _parse_device(device)
     tokenizer = _read_tokenizer(source, trust_remote_code=trust_remote_code)
     config = _read_config(source, trust_remote_code=trust_remote_code)
     _check_kind(config, task, source.name)
-    frozen = adapter is not None and not (isinstance(adapter, Adapter) and adapter.config is None)
+    full = isinstance(adapter, Adapter) and adapter.config is None
+    frozen = packed is not None or (adapter is not None and not full)
     chosen = _dtype(dtype, config, source, frozen=frozen, device=place)
+    source = replace(source, loading=quantised_loading(packed, chosen, place))
     if task == "reward" and _is_classifier(config):
         model = _read_model(source, config, chosen, AutoModelForSequenceClassification, trust_remote_code)
         restore_score(model, [source.folder / file for file in weight_files(source.folder, source.name)])
@@ -151,7 +161,7 @@ def load(
     else:
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = _read_model(source, config, chosen, auto, trust_remote_code)
-    if place is not None:
+    if place is not None and packed is None:
         torch.nn.Module.to(model, place)
     return _finish(model, tokenizer, task, adapter)
 
@@ -174,14 +184,9 @@ def _finish(
     return model, tokenizer
 
 
-def _check_options(task: str, quantize: str | None, num_labels: int | None) -> None:
+def _check_options(task: str, num_labels: int | None) -> None:
     if task not in TASKS:
         raise ConfigError(f"load: expected task to be one of {TASKS}, got {task!r}. No other is available.")
-    if quantize is not None:
-        raise ConfigError(
-            f"load: expected quantize=None, got {quantize!r}, which is not available yet. "
-            "Use dtype='bfloat16' for half the memory."
-        )
     if num_labels is not None:
         raise ConfigError(f"load: num_labels={num_labels} has no effect on task={task!r}. Leave it out.")
 
@@ -246,7 +251,7 @@ def _is_classifier(config: PretrainedConfig) -> bool:
 def _read_model(
     source: Source, config: PretrainedConfig, dtype: torch.dtype, auto: Any, trust_remote_code: bool
 ) -> PreTrainedModel:
-    options: dict[str, Any] = _gguf(source)
+    options: dict[str, Any] = {**_gguf(source), **source.loading}
     if source.gguf_file:
         options["quantization_config"] = GgufConfig(dequantize=True)  # else the weights stay packed
     try:
@@ -275,6 +280,9 @@ def _read_model(
             f"{', '.join(missing[:3])}. They would be random; the checkpoint is of another class, or damaged."
         )
     model.config.name_or_path = model.name_or_path = source.name
+    if is_quantised(model):
+        steady(model)
+        model.requires_grad_(False)  # what is not quantised is part of a frozen base
     return model
 
 

@@ -7,14 +7,14 @@ and no outlier threshold, with which a row's result would depend on the rest of 
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from ftlib.errors import ConfigError, MissingPackageError
 
-__all__ = ["Quantisation", "parse_quantisation", "quantisation_config"]
+__all__ = ["Quantisation", "parse_quantisation", "quantised_loading"]
 
 Quantisation = Literal["int8", "nf4"]
 
@@ -34,8 +34,8 @@ def parse_quantisation(quantize: str | None, *, gguf_file: str | None) -> Quanti
         )
     if gguf_file is not None:
         raise ConfigError(
-            f"load: quantize={quantize!r} needs plain weights, got the GGUF file {gguf_file}. Save it as such "
-            "once: model, tokenizer = ftlib.load(file); model.save_pretrained(folder); "
+            f"load: quantize={quantize!r} needs plain weights, got the GGUF file {gguf_file}. Save it as "
+            "such once: model, tokenizer = ftlib.load(file); model.save_pretrained(folder); "
             "tokenizer.save_pretrained(folder)."
         )
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -45,18 +45,26 @@ def parse_quantisation(quantize: str | None, *, gguf_file: str | None) -> Quanti
     return cast(Quantisation, quantize)
 
 
-def quantisation_config(kind: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """What transformers needs to quantise while it reads.
+def quantised_loading(
+    kind: Quantisation | None, dtype: torch.dtype, place: torch.device | None
+) -> dict[str, Any]:
+    """What transformers is told, so that it quantises while it reads; nothing for None.
 
     Args:
         kind: "int8" or "nf4".
         dtype: of the computation, and of what is not quantised.
+        place: where the model will compute; None is the accelerator if there is one, else the CPU.
     """
+    if kind is None:
+        return {}
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    there = {} if place is None else {"device_map": {"": place}}
+    return {"quantization_config": config, **there}

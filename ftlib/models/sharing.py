@@ -7,6 +7,7 @@ nothing to switch between a forward and its backward.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from ftlib.adapters.quantised import adopt_quantisation, quantised_layers
 from ftlib.errors import CapabilityError
 from ftlib.models.adapted import tuner_layers, why_not_off
 from ftlib.models.parts import inner_model
@@ -36,7 +38,7 @@ def on_same_base(model: nn.Module) -> PreTrainedModel:
         The base, in evaluation mode, with the configuration of `model`.
 
     Raises:
-        CapabilityError: no adapter, or a base that is trained, changed by it, merged with it or quantised.
+        CapabilityError: no adapter, or a base that is trained, changed by it or merged with it.
     """
     reason = _why_not(model)
     if reason is not None:
@@ -47,7 +49,8 @@ def on_same_base(model: nn.Module) -> PreTrainedModel:
     inner = inner_model(model)
     with torch.device("meta"):
         twin = type(inner)(inner.config)
-    _adopt(twin, inner, "")
+    _adopt(twin, inner, "", {module for _, module in quantised_layers(inner)})
+    adopt_quantisation(twin, inner)
     twin.name_or_path = inner.name_or_path
     return cast(PreTrainedModel, twin.eval())
 
@@ -66,10 +69,8 @@ def _why_not(model: nn.Module) -> str | None:
     return why_not_off(model)
 
 
-def _adopt(twin: nn.Module, own: Any, where: str) -> None:
+def _adopt(twin: nn.Module, own: Any, where: str, quantised: Container[nn.Module]) -> None:
     """Put the tensors of the base into a model that has none; peft keeps an adapted module one level down."""
-    while isinstance(own, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        own = own.get_base_layer() if isinstance(own, BaseTunerLayer) else own.original_module
     names = [set(module._parameters) | set(module._buffers) | set(module._modules) for module in (twin, own)]
     if type(twin) is not type(own) or names[0] != names[1]:
         raise CapabilityError(
@@ -79,5 +80,17 @@ def _adopt(twin: nn.Module, own: Any, where: str) -> None:
     twin._parameters.update(own._parameters)
     twin._buffers.update(own._buffers)
     for name, child in own._modules.items():
-        if child is not None:
-            _adopt(cast(nn.Module, twin._modules[name]), child, f"{where}.{name}".lstrip("."))
+        if child is None:
+            continue
+        part = _unwrapped(child)
+        if part in quantised:  # it keeps its weight in a form of its own
+            twin._modules[name] = part
+        else:
+            _adopt(cast(nn.Module, twin._modules[name]), part, f"{where}.{name}".lstrip("."), quantised)
+
+
+def _unwrapped(own: Any) -> Any:
+    """A module without what peft put around it."""
+    while isinstance(own, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        own = own.get_base_layer() if isinstance(own, BaseTunerLayer) else own.original_module
+    return own

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -33,11 +34,13 @@ class Source:
         folder: holds config and weights, or the GGUF file.
         gguf_file: name of the GGUF file in the folder; None for safetensors.
         name: what the caller called it, for configs that others read.
+        loading: more arguments of transformers' `from_pretrained`, such as how to quantise.
     """
 
     folder: Path
     gguf_file: str | None
     name: str
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_source(

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ftlib import adapters
 from ftlib.adapters.attach import AnyModel
+from ftlib.adapters.quantised import require_trainable
 from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
 from ftlib.errors import ConfigError, DataError
@@ -41,6 +42,9 @@ def resolve_model(
         task: of `ftlib.load`.
         prepare: makes the model to train of a loaded one.
     """
+
+    Raises:
+        CapabilityError: a quantised base without an adapter.
     if isinstance(model, str | Path):
         made, found = load(model, adapter=adapter, task=task)
         return made, tokenizer or found
@@ -49,6 +53,8 @@ def resolve_model(
         tokenizer = AutoTokenizer.from_pretrained(home)
     made = prepare(model, tokenizer)
     return made if adapter is None else adapters.attach(made, adapter), tokenizer
+    if adapter is None:
+        require_trainable(made)
 
 
 def check_encoder(encoder: Encoder | None, model: AnyModel) -> Encoder | None:

@@ -245,7 +245,7 @@ def test_an_adapter_that_is_no_folder_is_named(folder, tmp_path):
     ("options", "message"),
     [
         ({"task": "classification"}, r"expected task to be one of .*'reward'.*, got 'classification'"),
-        ({"quantize": "nf4"}, "expected quantize=None, got 'nf4'"),
+        ({"quantize": "nf3"}, "expected quantize None or one of .*, got 'nf3'"),
         ({"num_labels": 3}, "num_labels=3 has no effect on task='causal_lm'"),
         ({"num_labels": 1, "task": "reward"}, "num_labels=1 has no effect on task='reward'"),
         ({"dtype": "int8"}, "got 'int8'"),
