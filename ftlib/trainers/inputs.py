@@ -41,10 +41,10 @@ def resolve_model(
         adapter: attached to the model that `prepare` made; by `ftlib.load` to one given by name.
         task: of `ftlib.load`.
         prepare: makes the model to train of a loaded one.
-    """
 
     Raises:
         CapabilityError: a quantised base without an adapter.
+    """
     if isinstance(model, str | Path):
         made, found = load(model, adapter=adapter, task=task)
         return made, tokenizer or found
@@ -52,9 +52,9 @@ def resolve_model(
     if tokenizer is None and home and (Path(home) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(home)
     made = prepare(model, tokenizer)
-    return made if adapter is None else adapters.attach(made, adapter), tokenizer
     if adapter is None:
         require_trainable(made)
+    return made if adapter is None else adapters.attach(made, adapter), tokenizer
 
 
 def check_encoder(encoder: Encoder | None, model: AnyModel) -> Encoder | None:
