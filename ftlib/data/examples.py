@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from ftlib.data.overflow import Weighted
+from ftlib.data.reading import place_of
 from ftlib.errors import DataError
 
 __all__ = ["Example", "refused"]
@@ -49,14 +50,10 @@ class Example:
 
 def refused(source: str, error: DataError, *, first: bool = True) -> Example:
     """The example of a row that cannot be used: its problem, located at `source`."""
-    file, _, row = source.rpartition(":")
-    located = DataError(
-        error.message,
-        code=error.code,
-        file=file,
-        row=int(row) if row.isdigit() else None,
-        column=error.column,
-        byte=error.byte,
-        excerpt=error.excerpt,
+    place = place_of(source)
+    located = error.replaced(
+        file=source if place is None else place.file,
+        row=None if place is None else place.row,
+        sheet=None if place is None else place.sheet,
     )
     return Example(([], []), (), source, first=first, problem=located)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ftlib.data import cells
 from ftlib.data.cells import Roles, has
-from ftlib.data.messages import is_message_list
+from ftlib.data.messages import is_message, is_message_list
 from ftlib.data.problems import describe
 from ftlib.data.spellings import (
     NUMBERS,
@@ -25,7 +25,6 @@ from ftlib.data.spellings import (
     PairColumns,
     RankedColumns,
     are_objects,
-    is_message,
     is_request,
     pair_columns,
     prompt_columns,

@@ -44,11 +44,5 @@ def gathered(problems: Sequence[DataError]) -> DataError:
         lines.append(f"... and {hidden} more of {len(problems)} bad rows.")
     codes = {problem.code for problem in problems}
     return DataError(
-        "\n".join(lines),
-        code=first.code if len(codes) == 1 else "bad_row",
-        file=first.file,
-        row=first.row,
-        column=first.column,
-        byte=first.byte,
-        excerpt=first.excerpt,
+        "\n".join(lines), **{**first.fields, "code": first.code if len(codes) == 1 else "bad_row"}
     )

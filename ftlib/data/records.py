@@ -1,36 +1,36 @@
-"""Any source to canonical records, each row knowing where it came from."""
+"""Any source to canonical records, each row knowing where it came from.
+
+Which formats there are is told in `ftlib.data.formats`, how files are read in `ftlib.data.reading`.
+"""
 
 from __future__ import annotations
 
 import logging
-import random
-import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os import PathLike
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final, get_args
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
-from ftlib.data.detect import RULES, Rule, detect, rule_named
+from ftlib.data.formats import FormatOptions, Outputs, rule_named
+from ftlib.data.loading.choose import choose, looked_at
+from ftlib.data.loading.convert import Converter, Pairs, renamed
+from ftlib.data.loading.outcome import Outcome
+from ftlib.data.loading.rejects import OnError, check_share, write_rejected
+from ftlib.data.loading.report import LoadReport, load_report
+from ftlib.data.loading.sources import Source, paths_of
+from ftlib.data.loading.streams import streamed
 from ftlib.data.messages import ROLES
 from ftlib.data.preferences import ranks_of
-from ftlib.data.problems import describe, gathered
-from ftlib.data.reading import read_table
+from ftlib.data.problems import gathered
+from ftlib.data.reading import Located
 from ftlib.data.tables import to_dataset
 from ftlib.errors import ConfigError, DataError
 
-__all__ = ["load_records"]
+__all__ = ["LoadReport", "load_records", "load_report"]
 
 _log = logging.getLogger(__name__)
-_LOOKED_AT = 256  # first rows that decide the format, and as many drawn from the rest
-_UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs
-# Columns that say what a record is. `answers` beside a prompt alone may be a reward's own column.
-_CANONICAL = {column for rule in RULES for column in rule.columns} - {"answers"}
-_SIDES = ("prompt", "completion", "chosen", "rejected", "answers")  # each text or messages
-
-Located = tuple[str, int, dict[str, Any] | DataError]
 
 
 def load_records(
@@ -39,12 +39,25 @@ def load_records(
     format: str = "auto",  # noqa: A002  the name users know
     columns: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
-) -> Dataset:
+    mixed: bool = False,
+    strict: bool = False,
+    on_error: OnError = "raise",
+    max_bad: float | None = 0.01,
+    outputs: Outputs = "first",
+    pairs: Pairs | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+    header: bool = True,
+    sheet: str | None = None,
+) -> Any:
     r"""Records in canonical columns: `text`; `prompt` and `completion`; `messages`; `prompt` alone;
-    `[prompt,] chosen, rejected[, margin]`; or `prompt, answers[, ranks | scores]`.
+    `[prompt,] chosen, rejected[, margin]`; `prompt, answers[, ranks | scores]`; `prompt, completion, label`;
+    `prompt, completions, labels`; `text, label`; `text_a, text_b, label`; `question, choices, answer`;
+    `segments`; or token ids.
 
     `tools` stay beside messages. Other columns are kept; one that bears a canonical name of another
-    format becomes ``extra_<name>``, which is logged. `_source` holds ``file:row``.
+    format becomes ``extra_<name>``. `_source` holds ``file:row``. What became of the rows is logged, and
+    told by `load_report`.
 
     Preferences come in many spellings (`accepted`, `response_chosen`, `question`, ...; see
     `ftlib.data.spellings`). A prompt inside both sides is taken out: of message lists the messages that
@@ -53,93 +66,144 @@ def load_records(
     else by their order, which is logged. No margin is made of scores.
 
     Args:
-        source: a path or several (`.jsonl`, `.json`, `.csv`, `.parquet`), a `datasets.Dataset`, a pandas
-            frame, or a list of dicts. It is never changed.
+        source: a path or several (`.jsonl`, `.json`, `.csv`, `.tsv`, `.xlsx`, `.parquet`, `.txt`, perhaps
+            with `.gz` or `.zst`), a `datasets.Dataset`, an `IterableDataset`, a pandas or polars frame, or
+            a list of dicts. It is never changed.
         format: ``"auto"`` looks at the first 256 rows and 256 more; or the name of a rule in
-            `ftlib.data.detect`; or ``"rows"``, which takes rows as they are, for a formatter of your own.
+            `ftlib.data.formats`; or ``"rows"``, which takes rows as they are, for a formatter of your own.
         columns: canonical name -> name in the source.
         roles: further spelling of a role -> system, user, assistant or tool.
+        mixed: decide the format of every row by itself.
+        strict: refuse rows whose text could be read in two formats.
+        on_error: ``"raise"`` raises all bad rows at once; ``"skip"`` leaves them out and writes those of a
+            file to ``<stem>_rejected.jsonl`` beside it.
+        max_bad: share of bad rows from which ``"skip"`` raises too; `None` sets no limit.
+        outputs: of formats with several outputs to one input, the ``"first"`` or ``"all"``.
+        pairs: makes pairs of ranked answers: ``"best_worst"``, or ``"all"`` of different rank.
+        encoding: of text files without a byte order mark, UTF-8 unless told.
+        delimiter: of CSV and TSV, found by the header unless told.
+        header: whether the first row of a table names its columns.
+        sheet: of a workbook with several, its name or ``"all"``.
+
+    Returns:
+        A `Dataset` in memory; of an `IterableDataset` another one, converted as it is read.
 
     Raises:
         DataError: every bad row at once, the first 20 in full; or what is wrong with a whole source.
-        ConfigError: an unknown format, or a source of no known kind.
+        ConfigError: an unknown format, a source of no known kind, or options that clash.
     """
-    spellings = {**ROLES, **_checked_roles(roles or {})}
-    located = list(_located(source))
-    problems = [row for _, _, row in located if isinstance(row, DataError)]
-    rows = [(file, number, row) for file, number, row in located if not isinstance(row, DataError)]
-    if not located:
-        raise DataError("expected rows, got none.", code="empty_data", file=_name(source))
-    if not rows:
-        raise gathered(problems)
-    if columns:
-        rows = _renamed(rows, columns)
-    rule = None
-    if format == "auto":
-        rule = detect([row for _, _, row in _looked_at(rows)], file=rows[0][0])
-    elif format != "rows":
-        rule = rule_named(format)
-        _require(rule, rows)
-    made: list[dict[str, Any]] = []
-    kinds: dict[str, str] = {}
-    for file, number, row in rows:
-        try:
-            canonical = _canonical(row, rule, spellings, kinds)
-            made.append({**canonical, "_source": row.get("_source") or f"{file}:{number}"})
-        except DataError as error:
-            problems.append(_at(error, file, number))
-    if problems:
-        order = {(file, number): place for place, (file, number, _) in enumerate(located)}
-        raise gathered(sorted(problems, key=lambda e: order.get((str(e.file), e.row or 0), 0)))
-    moved = [
-        name for name in made[0] if name.startswith("extra_") and name.removeprefix("extra_") in _CANONICAL
-    ]
-    if moved:
-        _log.warning(
-            "load_records: read as %s; kept aside: %s", rule.name if rule else format, ", ".join(moved)
-        )
-    if rule and rule.name == "ranked" and not any(ranks_of(row) for row in made):
-        _log.warning("load_records: answers without ranks or scores are read as best first.")
-    return to_dataset(made)
-
-
-def _located(source: Any) -> Iterator[Located]:
-    """(file, row number, row) of everything in `source`."""
-    if isinstance(source, (str, PathLike)):
-        for located in read_table(Path(source)):
-            yield str(source), located.place.row, located.value
-    elif isinstance(source, Dataset):
-        for number, row in enumerate(source.with_format(None), start=1):
-            yield "<dataset>", number, dict(row)
-    elif (pandas := sys.modules.get("pandas")) is not None and isinstance(source, pandas.DataFrame):
-        plain = source.astype(object).where(source.notna(), None)
-        for number, row in enumerate(plain.to_dict("records"), start=1):
-            yield "<frame>", number, {str(name): value for name, value in row.items()}
-    elif (
-        isinstance(source, Sequence) and source and all(isinstance(part, (str, PathLike)) for part in source)
-    ):
-        for part in source:
-            yield from _located(part)
-    elif isinstance(source, Iterable) and not isinstance(source, (Mapping, bytes)):
-        for number, row in enumerate(source, start=1):
-            yield "<list>", number, _dict_or_error(row, number)
-    else:
-        raise ConfigError(
-            f"load_records: expected a path, a datasets.Dataset, a pandas frame or a list of dicts, "
-            f"got {type(source).__name__}."
-        )
-
-
-def _dict_or_error(row: Any, number: int) -> dict[str, Any] | DataError:
-    if isinstance(row, Mapping):
-        return dict(row)
-    return DataError(
-        f"expected a dict, got {describe(row)}.", file="<list>", row=number, excerpt=describe(row)
+    reading = {"encoding": encoding, "delimiter": delimiter, "header": header, "sheet": sheet}
+    request = _Request(
+        format,
+        dict(columns or {}),
+        FormatOptions({**ROLES, **_checked_roles(roles or {})}, _one_of("outputs", outputs, Outputs)),
+        mixed,
+        strict,
+        _one_of("on_error", on_error, OnError),
+        max_bad,
+        None if pairs is None else _one_of("pairs", pairs, Pairs),
     )
+    if isinstance(source, IterableDataset):
+        return streamed(source, request.converter, on_error, max_bad)
+    return _loaded(Source(source, reading), request)
 
 
-def _name(source: Any) -> str:
-    return str(source) if isinstance(source, (str, PathLike)) else f"<{type(source).__name__.lower()}>"
+@final
+@dataclass(frozen=True)
+class _Request:
+    """What the user asked for; see `load_records`."""
+
+    format: str
+    columns: dict[str, str]
+    options: FormatOptions
+    mixed: bool
+    strict: bool
+    on_error: OnError
+    max_bad: float | None
+    pairs: Pairs | None
+
+    def converter(self, rows: Sequence[Located], source: Source) -> Converter:
+        """The converter for data of which these rows were looked at."""
+        given = [row.value for row in rows if isinstance(row.value, dict)]
+        file = str(rows[0].place.file) if rows else source.name
+        self._check_columns(given, file)
+        choice = choose(
+            [renamed(row, self.columns) for row in given],
+            format=self.format,
+            columns=self.columns,
+            strict=self.strict,
+            mixed=self.mixed,
+            file=file,
+            is_table=source.is_table,
+        )
+        return Converter(choice, self.options, self.columns, self.pairs)
+
+    def _check_columns(self, rows: list[dict[str, Any]], file: str) -> None:
+        found = {name for row in rows for name in row}
+        missing = sorted(set(self.columns.values()) - found)
+        if missing:
+            raise DataError(
+                f"expected the columns {missing}, found {sorted(found)}. "
+                "columns maps a canonical name to a name in the data.",
+                code="missing_column",
+                file=file,
+                column=missing[0],
+            )
+
+
+def _loaded(source: Source, request: _Request) -> Dataset:
+    located = list(source)
+    outcome = Outcome(rows=len(located))
+    if not located:
+        raise DataError("expected rows, got none.", code="empty_data", file=source.name)
+    gather = None if request.format in ("auto", "rows") else rule_named(request.format).gather
+    if gather is not None:
+        made = gather([_renamed(row, request.columns) for row in located], request.options)
+        located = made.rows
+        outcome.dropped.update(made.dropped)
+    good = [row for row in located if isinstance(row.value, dict)]
+    if not good and outcome.rows > outcome.dropped.total():
+        raise gathered([row.value for row in located if isinstance(row.value, DataError)])
+    convert = request.converter(looked_at(good), source)
+    for row in located:
+        outcome.add(row, convert)
+    if gather is not None:
+        outcome.used = outcome.rows - outcome.dropped.total() - len(outcome.rejects)
+    rejected_file = _settle(outcome, request, source)
+    notes = source.notes + convert.notes
+    report = outcome.report(convert, notes, rejected_file)
+    if not outcome.records:
+        raise DataError(f"expected records, got none: {report}.", code="empty_data", file=source.name)
+    _tell(report, outcome.records)
+    return report.attached(to_dataset(outcome.records))
+
+
+def _settle(outcome: Outcome, request: _Request, source: Source) -> Path | None:
+    """Raise the bad rows, or write them down.
+
+    Raises:
+        DataError: bad rows that are not skipped.
+    """
+    problems = [error for _, error in outcome.rejects]
+    if problems and request.on_error == "raise":
+        raise gathered(problems)
+    check_share(problems, outcome.rows, request.max_bad)
+    written = None
+    for path in paths_of(source.given):
+        mine = [(row, error) for row, error in outcome.rejects if row.place.file == str(path)]
+        if mine:
+            written = write_rejected(mine, path)
+    return written
+
+
+def _tell(report: LoadReport, records: list[dict[str, Any]]) -> None:
+    _log.log(logging.WARNING if report.is_notable else logging.INFO, "load_records: %s.", report)
+    if report.format == "ranked" and "answers" in records[0] and not any(map(ranks_of, records)):
+        _log.warning("load_records: answers without ranks or scores are read as best first.")
+
+
+def _renamed(row: Located, columns: Mapping[str, str]) -> Located:
+    return row if isinstance(row.value, DataError) else Located(row.place, renamed(row.value, columns))
 
 
 def _checked_roles(roles: Mapping[str, str]) -> Mapping[str, str]:
@@ -151,115 +215,9 @@ def _checked_roles(roles: Mapping[str, str]) -> Mapping[str, str]:
     return roles
 
 
-def _looked_at(rows: Sequence[Any]) -> list[Any]:
-    """The first rows and a sample of the rest, the same for the same data."""
-    rest = rows[_LOOKED_AT:]
-    sample = random.Random(0).sample(range(len(rest)), min(_LOOKED_AT, len(rest)))  # noqa: S311  no secret
-    return [*rows[:_LOOKED_AT], *(rest[i] for i in sorted(sample))]
-
-
-def _renamed(
-    rows: Sequence[tuple[str, int, dict[str, Any]]], columns: Mapping[str, str]
-) -> list[tuple[str, int, dict[str, Any]]]:
-    """Source columns under their canonical names; a column that stood there is kept aside."""
-    found = {name for _, _, row in rows for name in row}
-    missing = sorted(set(columns.values()) - found)
-    if missing:
-        raise DataError(
-            f"expected the columns {missing}, found {sorted(found)}. "
-            "columns maps a canonical name to a name in the data.",
-            code="missing_column",
-            file=rows[0][0],
-            column=missing[0],
+def _one_of(option: str, value: Any, allowed: Any) -> Any:
+    if value not in get_args(allowed):
+        raise ConfigError(
+            f"load_records: expected {option} as one of {list(get_args(allowed))}, got {value!r}."
         )
-    names = {given: canonical for canonical, given in columns.items()}
-
-    def rename(row: dict[str, Any]) -> dict[str, Any]:
-        kept = {
-            (f"extra_{name}" if name in columns else name): value
-            for name, value in row.items()
-            if name not in names
-        }
-        return {**{names[name]: value for name, value in row.items() if name in names}, **kept}
-
-    return [(file, number, rename(row)) for file, number, row in rows]
-
-
-def _require(rule: Rule, rows: Sequence[tuple[str, int, dict[str, Any]]]) -> None:
-    """A column that no row has is one error, not one per row."""
-    if any(rule.fits(row) for _, _, row in rows):
-        return
-    found = {name for _, _, row in rows for name, value in row.items() if value is not None}
-    for column in rule.columns:
-        if column not in found:
-            raise DataError(
-                f"expected a column {column!r}, found {sorted(found)}. Map it: columns={{{column!r}: …}}.",
-                code="missing_column",
-                file=rows[0][0],
-                column=column,
-            )
-
-
-def _canonical(
-    row: dict[str, Any], rule: Rule | None, roles: Mapping[str, str], kinds: dict[str, str]
-) -> dict[str, Any]:
-    for name, value in row.items():
-        _writable(value, name)
-    if rule is None:
-        return row
-    canonical = rule.canonical(row, roles)
-    _like_the_first(canonical, kinds)
-    read = {*rule.reads(row), *(["tools"] if "tools" in canonical or not row.get("tools") else [])}
-    kept = {
-        (f"extra_{name}" if name in _CANONICAL or name in canonical else name): value
-        for name, value in row.items()
-        if name not in read
-    }
-    return {**canonical, **kept}
-
-
-def _like_the_first(canonical: Mapping[str, Any], kinds: dict[str, str]) -> None:
-    """One column holds text or messages, never some of each; `kinds` remembers what it held first."""
-    for name in _SIDES:
-        value = canonical.get(name)
-        if value is None:
-            continue
-        whole = value[0] if name == "answers" else value
-        kind = "text" if isinstance(whole, str) else "messages"
-        if kinds.setdefault(name, kind) != kind:
-            raise DataError(
-                f"expected {kinds[name]}, as in the first row, got {kind}. Load the two kinds apart.",
-                column=name,
-                excerpt=describe(value),
-            )
-
-
-def _writable(value: Any, column: str) -> None:
-    """Refuse characters that no text file or tokenizer can hold."""
-    if isinstance(value, str):
-        found = _UNWRITABLE.search(value)
-        if found:
-            at = found.start()
-            raise DataError(
-                f"expected text, got the character U+{ord(value[at]):04X} at position {at}. Remove it.",
-                column=column,
-                excerpt=ascii(value[max(0, at - 20) : at + 20]),
-            )
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            _writable(item, f"{column}.{name}")
-    elif isinstance(value, (list, tuple)):
-        for k, item in enumerate(value):
-            _writable(item, f"{column}[{k}]")
-
-
-def _at(error: DataError, file: str, row: int) -> DataError:
-    return DataError(
-        error.message,
-        code=error.code,
-        file=file,
-        row=row,
-        column=error.column,
-        byte=error.byte,
-        excerpt=error.excerpt,
-    )
+    return value

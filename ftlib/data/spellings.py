@@ -1,6 +1,6 @@
 """Where a comparison stands in its row: which columns people use for prompts, pairs and ranked answers.
 
-Left out: data that name the better answer by a label of its own (`human_ref_A`, `human_ref_B`, `labels`).
+Data that name the better answer by a label of its own are `ftlib.data.formats.judged`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from ftlib.data.cells import has, is_side
-from ftlib.data.messages import is_message_list
+from ftlib.data.messages import is_message, is_message_list
 
 __all__ = [
     "NUMBERS",
@@ -21,7 +21,6 @@ __all__ = [
     "fits_pair",
     "fits_ranked",
     "is_comparison",
-    "is_message",
     "is_pair",
     "is_ranked",
     "is_request",
@@ -37,12 +36,13 @@ _PAIRS = (  # (chosen, rejected); `messages` end in the chosen answer
     ("chosen_response", "rejected_response"),
     ("response_chosen", "response_rejected"),
     ("preferred_output", "non_preferred_output"),
+    ("preferred_completion", "non_preferred_completion"),
     ("response_j", "response_k"),
     ("messages", "rejected_response"),
     ("messages", "rejected_messages"),
     ("messages", "rejected_message"),
 )
-_PROMPTS = ("prompt", "question", "query", "instruction", "input")
+_PROMPTS = ("prompt", "question", "query", "instruction", "input", "conversations")
 _ANSWERS = ("answers", "responses", "completions")
 # Inside one answer of several, where answers are objects: its text, and its rank or score.
 TEXTS = ("answer", "response", "completion", "text", "content")
@@ -135,11 +135,6 @@ def prompt_columns(row: Mapping[str, Any]) -> tuple[str, ...]:
 def present(row: Mapping[str, Any], names: Sequence[str] | Mapping[str, Any]) -> str | None:
     """The first of `names` that the row has; null counts as absent."""
     return next((name for name in names if has(row, name)), None)
-
-
-def is_message(value: object) -> bool:
-    """One message."""
-    return isinstance(value, Mapping) and "role" in value
 
 
 def is_request(value: object) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Features, List, Value
 
+from ftlib.data.audit import digest
 from ftlib.data.examples import Example
 from ftlib.data.problems import gathered
 from ftlib.data.report import Report
@@ -34,6 +35,7 @@ STATUS = Features(
         "answers": Value("int32"),
         "pairs": Value("int32"),
         "first": Value("bool"),
+        "digest": Value("int64"),
     }
 )
 
@@ -54,25 +56,14 @@ def as_columns(example: Example, extras: Sequence[str]) -> dict[str, Any]:
         "length": example.length,
         "source": example.source,
         **{name: list(example.extras.get(name, ())) for name in extras},
-        "problem": None
-        if problem is None
-        else json.dumps(
-            {
-                "message": problem.message,
-                "code": problem.code,
-                "file": problem.file,
-                "row": problem.row,
-                "column": problem.column,
-                "byte": problem.byte,
-                "excerpt": problem.excerpt,
-            }
-        ),
+        "problem": None if problem is None else json.dumps({"message": problem.message, **problem.fields}),
         "dropped": example.dropped,
         "notes": list(example.notes),
         "trained": example.trained,
         "answers": len(example.continuations) if example.pairs else 0,
         "pairs": example.pairs,
         "first": example.first,
+        "digest": digest(example),
     }
 
 

@@ -43,6 +43,8 @@ def _column(name: str, values: list[Any]) -> tuple[Any, list[Any]]:
     present = [value for value in values if value is not None]
     if name in _MESSAGE_COLUMNS and present and all(map(_is_messages, present)):
         return _messages(present), values
+    if name == "segments" and present and all(map(_are_spans, present)):
+        return List({"text": Value("string"), "weight": Value("float64")}), values
     if name == "answers" and present and all(map(_are_messages, present)):
         return List(_messages([answer for value in present for answer in value])), values
     kind = _scalar(present)
@@ -74,6 +76,17 @@ def _is_messages(value: Any) -> bool:
         and set(message) <= set(_MESSAGE_KEYS)
         and all(isinstance(item, float if key == "weight" else str) for key, item in message.items())
         for message in value
+    )
+
+
+def _are_spans(value: Any) -> bool:
+    """Stretches of text with a weight each."""
+    return isinstance(value, list) and all(
+        isinstance(span, dict)
+        and set(span) == {"text", "weight"}
+        and isinstance(span["text"], str)
+        and isinstance(span["weight"], float)
+        for span in value
     )
 
 

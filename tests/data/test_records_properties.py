@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftlib.data import Encoder, load_records
-from ftlib.data.detect import RULES
+from ftlib.data.formats import BY_NAME, RULES
 from ftlib.errors import DataError
 from tests.data.tokenizers_zoo import tiny
 
@@ -43,7 +43,7 @@ COLUMNS = st.sampled_from(
         *("chosen", "rejected", "margin", "answers", "ranks", "scores", "input", "rejected_response"),
     ]
 )
-FORMATS = ["auto", "rows", *(rule.name for rule in RULES)]
+FORMATS = ["auto", "rows", *(rule.name for rule in (*RULES, *BY_NAME))]
 NO_PATH = LEAF.filter(lambda value: not isinstance(value, str))  # a list of strings is a list of files
 ROWS = st.lists(st.one_of(NO_PATH, st.dictionaries(COLUMNS, VALUE, max_size=4)), max_size=4)
 

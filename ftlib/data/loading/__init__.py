@@ -1,0 +1,3 @@
+"""Records from any source: rows found, their format chosen, converted, counted."""
+
+from __future__ import annotations

@@ -1,0 +1,69 @@
+"""Bad rows: raised all at once, or skipped and written beside their file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ftlib.data.problems import gathered
+from ftlib.data.reading import Located
+from ftlib.errors import DataError
+
+__all__ = ["OnError", "Rejects", "check_share", "write_rejected"]
+
+OnError = Literal["raise", "skip"]
+Rejects = Sequence[tuple[Located, DataError]]
+_KEYS = ("file", "row", "column", "code", "reason", "content")
+
+
+def check_share(problems: Sequence[DataError], rows: int, max_bad: float | None) -> None:
+    """Refuse more bad rows than the user allows, and roles that are not known.
+
+    Raises:
+        DataError: as said; all problems at once.
+    """
+    unknown = [problem for problem in problems if problem.code == "unknown_role"]
+    if unknown:  # a role that is mapped wrongly is wrong in all rows
+        raise gathered(unknown)
+    if max_bad is not None and len(problems) > max_bad * rows:
+        error = gathered(problems)
+        raise error.replaced(
+            message=f"{error.message}\n{len(problems)} of {rows} rows are bad, more than max_bad={max_bad}."
+        )
+
+
+def write_rejected(rejects: Rejects, source: Path) -> Path:
+    """Write bad rows to ``<stem>_rejected.jsonl`` beside their file, each with its place and reason.
+
+    An earlier file of rejected rows is replaced; another file of that name is left alone.
+    """
+    stem = source.name.split(".")[0]
+    path = source.with_name(f"{stem}_rejected.jsonl")
+    k = 1
+    while path.exists() and not _is_ours(path):
+        path = source.with_name(f"{stem}_rejected ({k}).jsonl")
+        k += 1
+    lines = [json.dumps(_entry(located, error), default=str) for located, error in rejects]
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _entry(located: Located, error: DataError) -> dict[str, Any]:
+    content = located.raw if isinstance(located.value, DataError) else located.value
+    sheet = {} if error.sheet is None else {"sheet": error.sheet}
+    values = (error.file, error.row, error.column, error.code, error.message, content)
+    return {**dict(zip(_KEYS, values, strict=True)), **sheet}
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        entry = json.loads(first)
+    except ValueError:
+        return not first
+    return isinstance(entry, dict) and set(_KEYS) <= set(entry)
