@@ -9,10 +9,9 @@ from typing import Any, Literal, get_args
 
 from datasets import Dataset, IterableDataset
 
-from ftlib.data.detect import RULES
 from ftlib.data.transforms.near import near_duplicates
 from ftlib.data.transforms.normalise import normalise
-from ftlib.data.transforms.prompts import parts, texts
+from ftlib.data.transforms.prompts import SAYING, parts, texts
 from ftlib.data.transforms.report import Records, Step, Transformed
 from ftlib.data.transforms.rows import Row, Verdict, judged, refuse_others, row_name, taken_out
 from ftlib.errors import ConfigError, DataError
@@ -22,7 +21,9 @@ __all__ = ["deduplicate"]
 Match = Literal["exact", "normalised", "near"]
 
 _REASON = "duplicate"
-_BESIDE = ("label", "tools", "margin", "ranks", "scores")  # what changes the meaning of canonical columns
+_CANONICAL = (*SAYING, "segments", "input_ids")
+# What changes the meaning of canonical columns.
+_BESIDE = ("answer", "label", "labels", "tools", "margin", "ranks", "scores", "loss_weights")
 
 
 def deduplicate(
@@ -96,7 +97,7 @@ def _shown(step: Step, row: Row, index: int, place: int) -> str | None:
 
 def _identity(row: Row) -> list[str]:
     """The columns that make a row what it is."""
-    canonical = [name for name in row if any(name in rule.columns for rule in RULES)]
+    canonical = [name for name in _CANONICAL if name in row]
     if not canonical:
         return [name for name in row if name != "_source"]
     return [*canonical, *(name for name in _BESIDE if name in row)]

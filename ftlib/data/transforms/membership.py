@@ -83,7 +83,8 @@ def by_class(groups: Sequence[str], labels: Iterable[Hashable], validation: Shar
         of_class[min(counter, key=lambda label: (-counter[label], str(label)))].append(group)
     sizes = {group: counter.total() for group, counter in counts.items()}
     rows = {label: sum(sizes[group] for group in members) for label, members in of_class.items()}
-    quotas = _largest_remainder(rows, validation)
+    several = {label for label, members in of_class.items() if len(members) > 1}
+    quotas = _largest_remainder(rows, validation, several)
     chosen: set[str] = set()
     for label in sorted(of_class, key=str):
         ranked = sorted(of_class[label], key=lambda group: (place(group, seed), group))
@@ -132,13 +133,18 @@ def _as_written(share: Share) -> Fraction:
     return share if isinstance(share, Fraction) else Fraction(str(share))
 
 
-def _largest_remainder(rows: Mapping[Hashable, int], validation: Share) -> dict[Hashable, int]:
-    """Validation rows per class; together `validation_rows`. Ties by sorted label."""
+def _largest_remainder(
+    rows: Mapping[Hashable, int], validation: Share, several: set[Hashable]
+) -> dict[Hashable, int]:
+    """Validation rows per class. Ties by sorted label.
+
+    They add up to `validation_rows`, unless that is too few for one row of each class in `several`.
+    """
     share = _as_written(validation)
     total = validation_rows(sum(rows.values()), share)
-    quotas = {label: math.floor(count * share) for label, count in rows.items()}
+    quotas = {label: max(math.floor(count * share), label in several) for label, count in rows.items()}
     by_remainder = sorted(rows, key=lambda label: (quotas[label] - rows[label] * share, str(label)))
-    for label in by_remainder[: total - sum(quotas.values())]:
+    for label in by_remainder[: max(0, total - sum(quotas.values()))]:
         quotas[label] += 1
     return quotas
 

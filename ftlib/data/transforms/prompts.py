@@ -1,7 +1,7 @@
 """What a row asks and what it says, as text to compare rows by.
 
-Rows are canonical: `text`; `prompt` and perhaps `completion`; `messages`; `[prompt,] chosen, rejected`; or
-`prompt` and `answers`. `label` stands beside a text.
+Rows are canonical: `text`; `prompt` and perhaps `completion` or `completions`; `messages`; `[prompt,] chosen,
+rejected`; `prompt` and `answers`; `question` and `choices`; `text` or `text_a` and `text_b` with a `label`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,25 @@ from ftlib.data.preferences import leading
 from ftlib.data.transforms.normalise import normalise
 from ftlib.errors import DataError
 
-__all__ = ["asked", "parts", "prompt_columns", "prompt_key", "prompt_parts", "questions", "texts"]
+__all__ = ["SAYING", "asked", "parts", "prompt_columns", "prompt_key", "prompt_parts", "questions", "texts"]
 
 Row = Mapping[str, Any]
 Side = str | Sequence[Mapping[str, Any]]
 
-_ASKING = ("prompt", "messages", "text")  # what stands for the prompt, in this order
-_SAYING = ("text", "prompt", "completion", "messages", "chosen", "rejected", "answers")
+_ASKING = ("prompt", "messages", "text", "question", "text_a")  # what stands for the prompt, in this order
+_OTHERS = ("rejected", "answers", "completions")
+SAYING = (
+    "text",
+    "text_a",
+    "text_b",
+    "question",
+    "choices",
+    "prompt",
+    "messages",
+    "completion",
+    "chosen",
+    *_OTHERS,
+)
 
 
 def prompt_columns(columns: Sequence[str]) -> list[str]:
@@ -76,16 +88,14 @@ def prompt_parts(prompt: Side) -> list[tuple[str, str]]:
 def parts(row: Row) -> list[tuple[str, str]]:
     """Prompt plus completion for `near_duplicates`.
 
-    Rows of different labels or system texts share nothing, and a rejected answer shares nothing with a
+    Rows of different labels, answers or system texts share nothing, and a rejected answer shares nothing with a
     chosen one: such rows teach different things.
     """
-    system = [
-        _content(turn) for name in _SAYING for turn in _turns(row.get(name)) if turn["role"] == "system"
-    ]
-    mark = normalise(" ".join([*system, str(row.get("label") or "")]))
-    first = [row.get(name) for name in ("text", "prompt", "messages", "completion", "chosen")]
-    others = [row.get("rejected"), *(row.get("answers") or ())]
-    said = "\n".join(_said(value) for value in first if value is not None)
+    system = [_content(turn) for name in SAYING for turn in _turns(row.get(name)) if turn["role"] == "system"]
+    verdicts = [str(row[name]) for name in ("label", "labels", "answer") if row.get(name) is not None]
+    mark = "\0".join(normalise(text) for text in [*system, *verdicts])
+    said = "\n".join(_said(row[name]) for name in SAYING if name not in _OTHERS and row.get(name) is not None)
+    others = [row.get("rejected"), *(row.get("answers") or ()), *(row.get("completions") or ())]
     return [
         (mark, said),
         *((f"{mark}\0other {k}", _said(value)) for k, value in enumerate(others) if value is not None),
@@ -100,7 +110,7 @@ def texts(row: Row, columns: Sequence[str] | None = None) -> list[str]:
         columns: these alone; `None` takes the canonical ones.
     """
     found: list[str] = []
-    for name in _SAYING if columns is None else columns:
+    for name in SAYING if columns is None else columns:
         found += _flat(row.get(name))
     return found
 
@@ -124,10 +134,10 @@ def _flat(value: Any) -> list[str]:
     return [str(value)]
 
 
-def _said(value: Side) -> str:
-    if isinstance(value, str):
-        return value
-    return "\n".join(_content(turn) for turn in value if turn["role"] != "system")
+def _said(value: Any) -> str:
+    """A side without its system messages."""
+    is_system = [turn for turn in _turns(value) if turn["role"] == "system"]
+    return "\n".join(_flat([item for item in value if item not in is_system] if is_system else value))
 
 
 def _turns(value: Any) -> list[Mapping[str, Any]]:
