@@ -21,7 +21,7 @@ import datasets
 from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from ftlib.data import formatters
+from ftlib.data import audit, formatters
 from ftlib.data.environment import environment_kept
 from ftlib.data.fingerprint import code_fingerprint, identity
 from ftlib.data.overflow import Overflow
@@ -114,16 +114,19 @@ class Encoder:
         self.overflow = overflow
         self.task = task
         self.report = Report()
+        self._warned: set[str] = set()
         self._backend = TokenBackend(tokenizer)
         self._template = ChatTemplate(self._backend.tokenizer, self._backend.control)
         self._resolved = formatter
 
-    def __call__(self, records: Any, *, num_proc: int | None = None) -> Any:
-        """Encode records. `report` then tells about this call.
+    def __call__(self, records: Any, *, num_proc: int | None = None, against: Dataset | None = None) -> Any:
+        """Encode records. `report` then tells about this call; each kind of red flag in it is logged once.
 
         Args:
             records: records, anything `load_records` takes, or an `IterableDataset`.
             num_proc: worker processes; the result does not depend on it.
+            against: data that this encoder encoded before, such as the training data of a validation set:
+                `report.overlap` counts the prompts of `records` that stand in it.
 
         Returns:
             A `Dataset` with `COLUMNS`, cached under a fingerprint of every input; of an
@@ -135,11 +138,15 @@ class Encoder:
             DataError: every bad row at once: nothing to train (``empty_target``), too long
                 (``too_long``), a template that fails (``template``), answers that are equal
                 (``identical_answers``) or share no prompt (``prompts_differ``).
-            ConfigError: options that would train the prompt of several answers.
+            ConfigError: options that would train the prompt of several answers; `against` for a stream.
         """
         records = self._records(records)
         worker = _Worker(self._rows(records))
         if isinstance(records, IterableDataset):
+            if against is not None:
+                raise ConfigError(
+                    "Encoder: against has no effect on a stream, whose report grows as it is read."
+                )
             return self._stream(records, worker)
         fingerprint = self._fingerprint(records, worker.rows.formatter)
         with environment_kept():
@@ -163,9 +170,19 @@ class Encoder:
             )
         if self.report.dropped:
             encoded = encoded.select([i for i, reason in enumerate(status["dropped"]) if reason is None])
-        if flags := self.report.flags():
-            _log.warning("Encoder: %s. encoder.preview(records) shows it.", "; ".join(flags))
+        self.report.duplicates = audit.repeated(encoded["digest"])
+        if against is not None:
+            self.report.overlap = audit.overlap(encoded, against, before=len(self._backend.bos_ids))
+        self._warn()
         return encoded.remove_columns(list(STATUS))
+
+    def _warn(self) -> None:
+        """Log red flags of kinds that were not logged yet: scoring and stepping would repeat them."""
+        flags = {what: n for what, n in self.report.red_flags().items() if what not in self._warned}
+        self._warned.update(flags)
+        if flags:
+            found = "; ".join(f"{n:,} of {self.report.examples:,} {what}" for what, n in flags.items())
+            _log.warning("Encoder: %s. encoder.preview(records) shows it.", found)
 
     def preview(self, records: Any, n: int = 3) -> Preview:
         """The first `n` rows as the model gets them, trained tokens marked."""

@@ -29,6 +29,10 @@ class Report:
         stop_added: examples whose template left the last turn without a stop token; EOS was added.
         system_from_template: examples with a system text of the template's own.
         system_added: examples that got the formatter's system text.
+        duplicates: examples of the same ids and weights as an earlier one; `None` of a stream, which is not
+            remembered.
+        overlap: examples whose prompt (of texts: all) stands in the data they were held against, too;
+            `None`: against none.
     """
 
     rows: int = 0
@@ -45,6 +49,8 @@ class Report:
     stop_added: int = 0
     system_from_template: int = 0
     system_added: int = 0
+    duplicates: int | None = None
+    overlap: int | None = None
 
     @property
     def trained_share(self) -> float:
@@ -84,13 +90,19 @@ class Report:
 
     def flags(self) -> list[str]:
         """What deserves a look before training, in words."""
+        return [f"{count:,} of {self.examples:,} {what}" for what, count in self.red_flags().items()]
+
+    def red_flags(self) -> dict[str, int]:
+        """Kind of flag, in words -> the examples that it concerns; at least one."""
         counts = {
             "examples without a trained stop token": self.without_terminator,
             "examples whose text holds control tokens, kept as text": self.control_text,
             "examples dropped": self.dropped.total(),
             "examples truncated": self.truncated,
+            "examples that repeat an earlier one": self.duplicates,
+            "examples whose prompt stands in the other data, too": self.overlap,
         }
-        return [f"{count:,} of {self.examples:,} {what}" for what, count in counts.items() if count]
+        return {what: count for what, count in counts.items() if count}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -115,6 +127,8 @@ class Report:
                 "stop_added",
                 "system_from_template",
                 "system_added",
+                "duplicates",
+                "overlap",
             )
             if shown[name]
         ]

@@ -1,0 +1,59 @@
+"""Encoded examples that repeat one another, inside a data set and between two.
+
+Examples are compared by token ids, which is what is trained: two rows that a formatter makes alike are
+alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from datasets import Dataset
+
+from ftlib.data.examples import Example
+
+__all__ = ["digest", "overlap", "repeated"]
+
+_BATCH = 1000
+
+
+def digest(example: Example) -> int:
+    """A number that examples of equal ids and loss weights share, int64."""
+    pieces = (example.prefix, *example.continuations)
+    ids = array("q", chain.from_iterable([len(ids), *ids] for ids, _ in pieces))
+    weights = array("d", chain.from_iterable(weights for _, weights in pieces))
+    return _number(ids.tobytes() + weights.tobytes())
+
+
+def repeated(digests: Sequence[int]) -> int:
+    """How many are equal to an earlier one."""
+    return len(digests) - len(set(digests))
+
+
+def overlap(encoded: Dataset, against: Dataset, *, before: int = 0) -> int:
+    """Examples of `encoded` whose prompt is the prompt of an example of `against`.
+
+    Args:
+        encoded: encoded examples.
+        against: encoded examples of other data, by the same encoder.
+        before: tokens that the tokenizer puts before any text. Where a prompt holds no others, all of the
+            example counts in its place.
+    """
+    known = set(_prompts(against, before))
+    return sum(prompt in known for prompt in _prompts(encoded, before))
+
+
+def _prompts(encoded: Dataset, before: int) -> Iterator[int]:
+    columns = encoded.select_columns(["prefix_ids", "continuation_ids"]).with_format("arrow")
+    for start in range(0, len(columns), _BATCH):
+        table = columns[start : start + _BATCH]
+        for prefix, rest in zip(table["prefix_ids"], table["continuation_ids"], strict=True):
+            ids = prefix.values.to_numpy() if len(prefix) > before else rest.values.flatten().to_numpy()
+            yield _number(ids.tobytes())
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
