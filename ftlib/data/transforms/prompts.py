@@ -88,8 +88,8 @@ def prompt_parts(prompt: Side) -> list[tuple[str, str]]:
 def parts(row: Row) -> list[tuple[str, str]]:
     """Prompt plus completion for `near_duplicates`.
 
-    Rows of different labels, answers or system texts share nothing, and a rejected answer shares nothing with a
-    chosen one: such rows teach different things.
+    Rows of different labels, right choices or system texts share nothing, and a rejected answer shares
+    nothing with a chosen one: such rows teach different things.
     """
     system = [_content(turn) for name in SAYING for turn in _turns(row.get(name)) if turn["role"] == "system"]
     verdicts = [str(row[name]) for name in ("label", "labels", "answer") if row.get(name) is not None]
