@@ -6,6 +6,9 @@ from ftlib.adapters.capability import Capabilities, capabilities_of
 from ftlib.adapters.full import full
 from ftlib.adapters.ia3 import ia3
 from ftlib.adapters.lora import lora
+from ftlib.adapters.p_tuning import p_tuning
+from ftlib.adapters.prefix import prefix
+from ftlib.adapters.prompt import prompt
 
 __all__ = [
     "Adapter",
@@ -18,4 +21,7 @@ __all__ = [
     "lora",
     "merge",
     "model_capabilities",
+    "p_tuning",
+    "prefix",
+    "prompt",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, field
+from typing import Any, final
 
 from peft import PeftConfig
 from peft.utils.peft_types import PeftType
 
 from ftlib.adapters.capability import Capabilities, capabilities_of
+from ftlib.adapters.soft import SoftStart
 
 __all__ = ["Adapter"]
 
@@ -22,11 +23,15 @@ class Adapter:
         kind: the factory's name, for logs and model cards.
         config: peft's configuration, copied before use; None trains every weight.
         capabilities: what it can do; trainers read these.
+        start: what virtual tokens start from; None leaves that to peft.
+        data: what an initialisation is computed from; None for none.
     """
 
     kind: str
     config: PeftConfig | None
     capabilities: Capabilities
+    start: SoftStart | None = None
+    data: Any = field(default=None, repr=False)
 
     @classmethod
     def of(cls, config: PeftConfig) -> Adapter:

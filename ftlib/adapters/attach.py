@@ -25,8 +25,9 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.peft_types import PeftType
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ftlib.adapters.adapter import Adapter
@@ -36,6 +37,7 @@ from ftlib.adapters.ia3 import fit_ia3
 from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
 from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised, require_trainable
 from ftlib.adapters.slices import slice_fused
+from ftlib.adapters.soft import fit_virtual_tokens, set_start
 from ftlib.adapters.task import SCORE, fit_task, score_head
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
 from ftlib.errors import CapabilityError, ConfigError
@@ -45,7 +47,13 @@ __all__ = ["attach", "load_adapter", "merge", "model_capabilities"]
 AnyModel = PreTrainedModel | PeftModel
 
 
-def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name: str = "default") -> AnyModel:
+def attach(
+    model: AnyModel,
+    adapter: Adapter | PeftConfig | str | Path,
+    *,
+    name: str = "default",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> AnyModel:
     """Put an adapter on a model and make its weights the trainable ones.
 
     Args:
@@ -53,14 +61,15 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
         adapter: what `ftlib.adapters` makes, any `peft.PeftConfig` (copied, never changed), or the
             folder of a saved adapter.
         name: the adapter's name in the model.
+        tokenizer: splits a text that virtual tokens start from.
 
     Returns:
         The model to train: `model` itself for `full()`, else a `PeftModel` around it.
 
     Raises:
-        ConfigError: the name is taken.
-        CapabilityError: `full()` on a model that already has adapters, or an adapter of a score head on
-            a language model.
+        ConfigError: the name is taken, or a text to start from without a tokenizer.
+        CapabilityError: `full()` on a model that already has adapters, an adapter of a score head on a
+            language model, or adapters of two kinds of which one would be frozen silently.
 
     See `load_adapter` for what a folder may raise.
     """
@@ -82,12 +91,15 @@ def attach(model: AnyModel, adapter: Adapter | PeftConfig | str | Path, *, name:
             raise ConfigError(
                 f"attach: expected a free adapter name, got {name!r}. Taken: {sorted(model.peft_config)}."
             )
+        _require_one_kind(model, config)
         model.add_adapter(name, config)
-        model.set_adapter(name)
+        _activate(model, name, trained=True)
     else:
         with _settled_names():
             model = cast(PeftModel, get_peft_model(model, config, adapter_name=name))
     _settle(model, name)
+    if adapter.start is not None:
+        set_start(model, name, adapter.start, tokenizer)
     return model
 
 
@@ -111,14 +123,18 @@ def load_adapter(
             "language model in first, ftlib.adapters.merge(ftlib.load(base, adapter=folder)[0]), and make "
             "the reward model of the result: ftlib.load(merged, task='reward')."
         )
+    # saved virtual tokens are what their encoder gave, and are themselves what is trained on
+    resumes = trainable and not config.is_prompt_learning
+    config.inference_mode = not resumes
     if isinstance(model, PeftModel):
-        model.load_adapter(str(folder), name, is_trainable=trainable, peft_config=config)
-        model.set_adapter(name, inference_mode=not trainable)
+        _require_one_kind(model, config)
+        model.load_adapter(str(folder), name, is_trainable=resumes, peft_config=config)
     else:
         with _settled_names():
             model = PeftModel.from_pretrained(
-                model, str(folder), adapter_name=name, is_trainable=trainable, config=config
+                model, str(folder), adapter_name=name, is_trainable=resumes, config=config
             )
+    _activate(model, name, trained=trainable)
     _settle(model, name)
     set_normalisation(model, read_normalisation(folder))
     return model
@@ -128,6 +144,23 @@ def _settle(model: PeftModel, name: str) -> None:
     """What a new adapter needs once its layers are there."""
     if isinstance(model.peft_config[name], IA3Config):
         slice_fused(model, name)
+
+
+def _activate(model: PeftModel, name: str, *, trained: bool) -> None:
+    """Make one adapter the active one, and no other trainable, as peft does with those that adapt weights."""
+    model.set_adapter(name, inference_mode=not trained)
+    if model.active_peft_config.is_prompt_learning:
+        for each, encoder in model.prompt_encoder.items():
+            encoder.requires_grad_(trained and each == name)
+
+
+def _require_one_kind(model: PeftModel, config: PeftConfig) -> None:
+    if config.peft_type != model.peft_type:
+        raise CapabilityError(
+            f"attach: expected an adapter of the kind that the model has, {PeftType(model.peft_type).value}, "
+            f"got {PeftType(config.peft_type).value}: one of the two would be frozen silently. Fold the "
+            "first one in, where it can be: ftlib.adapters.merge(model)."
+        )
 
 
 @contextmanager
@@ -147,6 +180,7 @@ def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:
     """A copy of the configuration, fitted to this model, with the fused projection where it applies."""
     copy = fuse(deepcopy(config))
     fit_task(copy, model)
+    fit_virtual_tokens(copy, model)
     if isinstance(copy, IA3Config):
         fit_ia3(copy, model)
     fit_quantised(copy, model)

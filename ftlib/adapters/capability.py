@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Literal, cast, final
 
-from peft import IA3Config, LoraConfig, PeftConfig
+from peft import IA3Config, LoraConfig, PeftConfig, PromptLearningConfig
 from peft.utils.peft_types import PeftType
 
-from ftlib.errors import CapabilityError
+from ftlib.errors import CapabilityError, ConfigError
 
 __all__ = ["FULL", "LORA", "Capabilities", "capabilities_of"]
 
@@ -20,6 +20,7 @@ class Capabilities:
 
     Args:
         adds_positions: virtual tokens put before the text, as logit rows.
+        virtual_tokens: how much of the model's context it takes, in tokens, as rows or as keys and values.
         needs_cache: works through a key/value cache, so it cannot run on a flat row.
         groupable: documents can share one flat row.
         mergeable: can be folded into the base weights.
@@ -28,9 +29,11 @@ class Capabilities:
         checkpointable: works under activation checkpointing.
         pooling: how sequence classification finds the last token.
         learning_rate: default peak learning rate of a supervised trainer.
+        slow_below: a peak below this hardly moves it.
     """
 
     adds_positions: int = 0
+    virtual_tokens: int = 0
     needs_cache: bool = False
     groupable: bool = True
     mergeable: bool = True
@@ -39,6 +42,7 @@ class Capabilities:
     checkpointable: bool = True
     pooling: Literal["mask"] = "mask"
     learning_rate: float = 2e-4
+    slow_below: float = 0.0
 
 
 FULL = Capabilities(mergeable=False, off_is_base=False, learning_rate=2e-5)
@@ -56,15 +60,12 @@ def capabilities_of(config: PeftConfig | None) -> Capabilities:
     """The record of any peft configuration; None is full fine-tuning.
 
     Raises:
-        CapabilityError: prompt-learning configurations, whose virtual tokens need a path of their own.
+        CapabilityError: a kind of virtual tokens that no path here takes.
     """
     if config is None:
         return FULL
     if config.is_prompt_learning:
-        raise CapabilityError(
-            f"adapter: expected a configuration that adapts weights, got {config.peft_type}, which adds "
-            "virtual tokens. Use ftlib.adapters.lora() or full()."
-        )
+        return _of_virtual_tokens(config)
     if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:
         init = config.init_lora_weights  # False asks for random factors, the second one too
         keeps_base = not str(init).startswith(_CHANGES_BASE) and config.bias == "none"
@@ -72,3 +73,33 @@ def capabilities_of(config: PeftConfig | None) -> Capabilities:
     if isinstance(config, IA3Config):
         return replace(LORA, identity_init=config.init_ia3_weights, learning_rate=3e-3)
     return replace(LORA, identity_init=False)  # another weight adapter: promise no more than peft itself does
+
+
+_ROWS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING)  # virtual tokens as embeddings
+_CACHED = (PeftType.PREFIX_TUNING,)  # as keys and values
+
+
+def _of_virtual_tokens(config: PeftConfig) -> Capabilities:
+    """Nothing that starts from random or sampled tokens is the base, nor is a prefix of zeros."""
+    kind = PeftType(config.peft_type)
+    count: int | None = cast(PromptLearningConfig, config).num_virtual_tokens
+    if kind not in (*_ROWS, *_CACHED):
+        raise CapabilityError(
+            f"adapter: expected virtual tokens of ftlib.adapters.prompt(), p_tuning() or prefix(), got "
+            f"{kind.value}. Take one of these, or ftlib.adapters.lora()."
+        )
+    if count is None or count < 1:
+        raise ConfigError(f"adapter: expected num_virtual_tokens >= 1 for {kind.value}, got {count!r}.")
+    cached = kind in _CACHED
+    encoded = kind == PeftType.P_TUNING or getattr(config, "prefix_projection", False)
+    return Capabilities(
+        adds_positions=0 if cached else count,
+        virtual_tokens=count,
+        needs_cache=cached,
+        groupable=not cached,
+        mergeable=False,
+        identity_init=False,
+        checkpointable=not cached,
+        learning_rate=1e-3 if encoded else 5e-3,
+        slow_below=1e-4,
+    )

@@ -18,12 +18,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ftlib.adapters.attach import AnyModel, model_capabilities
+from ftlib.adapters.attach import AnyModel
 from ftlib.errors import CapabilityError, ConfigError, DataError
 from ftlib.models.modes import evaluation_mode
-from ftlib.models.parts import inner_model, language_task
+from ftlib.models.parts import context_length, context_words, inner_model, language_task
+from ftlib.models.virtual import LeftPadded, virtual_tokens
 
 __all__ = ["decode", "generate"]
 
@@ -88,22 +89,30 @@ def generate(
             f"generate: expected a causal language model, got {type(inner).__name__}. "
             "Load one with ftlib.load(name)."
         )
-    model_capabilities(model)  # virtual tokens live outside the model inside: refused here by name
+    virtual = virtual_tokens(model)
     settings = _settings(tokenizer, stop_ids, max_new_tokens, do_sample, seed, generation_options)
     if batch_size < 1:
         raise ConfigError(f"generate: expected batch_size >= 1, got {batch_size}.")
     apart = language_task(model) == "seq2seq_lm"  # returned are a start token and the completion alone
-    room = _room(inner, prompts, max_new_tokens, apart=apart)
+    if virtual is not None:
+        _require_cache(settings)
+    room = _room(model, prompts, max_new_tokens, apart=apart)
     device = cast(nn.Embedding, inner.get_input_embeddings()).weight.device
     write = cast(Callable[..., Tensor], inner.generate)
     completions: list[list[int]] = [[] for _ in prompts]
     with evaluation_mode(model), _draws(seed, device), torch.no_grad():
-        for batch in _batches(prompts, room, batch_size):
+        for batch in _batches(
+            prompts, room, batch_size, alike=virtual is not None and virtual.unpadded(inner)
+        ):
             rows = [prompts[index] for index in batch]
             ids_BL, mask_BL = _padded(rows, settings.pad_token_id, device, left=not apart)
             settings.max_new_tokens = room[batch[0]]
-            ids_BN = write(input_ids=ids_BL, attention_mask=mask_BL, generation_config=settings)
-            first = 1 if apart else ids_BL.shape[1]
+            inputs = {"input_ids": ids_BL, "attention_mask": mask_BL}
+            if virtual is not None:
+                padded = virtual.left_padded(inner, ids_BL, mask_BL, copies=settings.num_beams or 1)
+                inputs = _with_virtual(padded, settings.pad_token_id)
+            ids_BN = write(**inputs, generation_config=settings)
+            first = 1 if apart else inputs["input_ids"].shape[1]
             for index, row in zip(batch, ids_BN[:, first:].tolist(), strict=True):
                 completions[index] = _until_stop(row, stop_ids)
     return completions
@@ -167,14 +176,34 @@ def _settings(
     )
 
 
+def _with_virtual(padded: LeftPadded, pad: int | None) -> dict[str, Any]:
+    """What transformers goes on from: an id for every column of the mask, the pad's for virtual tokens."""
+    before = padded.mask_RL.shape[1] - padded.ids_RL.shape[1]
+    ids_RL = nn.functional.pad(padded.ids_RL, (before, 0), value=pad or 0)
+    more = {"inputs_embeds": padded.embeds_RLD, "past_key_values": padded.cache}
+    given = {name: value for name, value in more.items() if value is not None}
+    return {"input_ids": ids_RL, "attention_mask": padded.mask_RL, **given}
+
+
+def _require_cache(settings: GenerationConfig) -> None:
+    """Virtual tokens are read once, and then stay in the cache."""
+    named = {"use_cache": settings.use_cache is False, "cache_implementation": settings.cache_implementation}
+    clashing = [name for name, value in named.items() if value]
+    if clashing:
+        raise ConfigError(
+            f"generate: {' and '.join(clashing)} cannot be chosen with virtual tokens, which are read once "
+            "and then stay in a growing cache. Leave it out."
+        )
+
+
 def _room(
-    inner: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, apart: bool
+    model: AnyModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, apart: bool
 ) -> list[int]:
     """Tokens each prompt may add: as many as asked for, and no more than the model's context holds.
 
     `apart`: prompts have a context of their own, beside that of the completions.
     """
-    context = getattr(inner.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context = context_length(model)
     room = []
     for row, prompt in enumerate(prompts, start=1):
         if len(prompt) == 0:
@@ -188,16 +217,18 @@ def _room(
         room.append(max_new_tokens if context is None else min(max_new_tokens, context - used))
         if room[-1] < 1:
             raise ConfigError(
-                f"generate: expected prompts shorter than the model's context of {context} tokens, got "
+                f"generate: expected prompts shorter than the model's {context_words(model)}, got "
                 f"{len(prompt)} in prompt {row}. Shorten it."
             )
     return room
 
 
-def _batches(prompts: Sequence[Sequence[int]], room: list[int], batch_size: int) -> Iterator[list[int]]:
-    """Indices of prompts of like length and equal room, the longest first."""
+def _batches(
+    prompts: Sequence[Sequence[int]], room: list[int], batch_size: int, *, alike: bool
+) -> Iterator[list[int]]:
+    """Indices of prompts of like length, or of the same if `alike`, and of equal room; the longest first."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    for _, equal in groupby(order, key=room.__getitem__):
+    for _, equal in groupby(order, key=lambda index: (room[index], len(prompts[index]) if alike else 0)):
         batch = list(equal)
         for start in range(0, len(batch), batch_size):
             yield batch[start : start + batch_size]

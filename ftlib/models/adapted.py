@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -23,6 +23,7 @@ __all__ = [
     "names_in",
     "parameters_in_use",
     "tuner_layers",
+    "virtual_holders",
     "why_not_off",
 ]
 
@@ -30,6 +31,13 @@ __all__ = [
 def tuner_layers(model: nn.Module) -> Iterator[Any]:
     """Modules of peft around the model's own: adapted layers, and those trained whole beside an adapter."""
     return (each for each in model.modules() if isinstance(each, BaseTunerLayer | AuxiliaryTrainingWrapper))
+
+
+def virtual_holders(model: nn.Module) -> Iterator[PeftModel]:
+    """The modules of peft that put virtual tokens before the text."""
+    for module in model.modules():
+        if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
+            yield module
 
 
 def names_in(layer: Any, names: Sequence[str]) -> list[str]:
@@ -48,7 +56,8 @@ def active_adapters(model: nn.Module) -> tuple[str, ...]:
         (layer, [] if layer.disable_adapters else names_in(layer, layer.active_adapters))
         for layer in tuner_layers(model)
     ]
-    found = tuple(dict.fromkeys(name for _, names in states for name in names))
+    virtual = [str(each.active_adapter) for each in virtual_holders(model) if not each._adapters_disabled]
+    found = tuple(dict.fromkeys([*virtual, *(name for _, names in states for name in names)]))
     for layer, names in states:
         if names != names_in(layer, found):
             raise CapabilityError(
@@ -74,9 +83,7 @@ def _walk(module: nn.Module, prefix: str, adapters: Sequence[str]) -> Iterator[t
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield prefix + name, parameter
-    keyed = (
-        module.adapter_layer_names if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) else ()
-    )
+    keyed = _keyed_by_adapter(module)
     for name, child in module._modules.items():
         if child is None:
             continue
@@ -88,6 +95,13 @@ def _walk(module: nn.Module, prefix: str, adapters: Sequence[str]) -> Iterator[t
                 yield from _walk_part(part, where, adapters)
         else:
             yield from _walk(child, f"{prefix}{name}.", adapters)
+
+
+def _keyed_by_adapter(module: nn.Module) -> Sequence[str]:
+    """Names of the children that hold one part for each adapter."""
+    if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        return cast(Sequence[str], module.adapter_layer_names)
+    return ("prompt_encoder",) if isinstance(module, PeftModel) else ()
 
 
 def _walk_part(
@@ -116,9 +130,10 @@ def idle_weights(model: nn.Module) -> frozenset[int]:
 def is_identity(model: nn.Module) -> bool:
     """Whether the active adapters leave the base's outputs as they are, seen from their weights.
 
-    True is a proof; False may also mean that nothing is known of this kind of adapter.
+    True is a proof; False may also mean that nothing is known of this kind of adapter. Virtual tokens always
+    change them: even keys of zeros take a share of the attention.
     """
-    return all(
+    return not any(not each._adapters_disabled for each in virtual_holders(model)) and all(
         _layer_is_identity(layer, name)
         for layer in tuner_layers(model)
         if not layer.disable_adapters

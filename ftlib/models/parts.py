@@ -14,11 +14,25 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ftlib.adapters.attach import model_capabilities
 from ftlib.adapters.task import score_head
+from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError
 from ftlib.models.head import Head
+from ftlib.models.virtual import VirtualTokens, virtual_tokens
 
-__all__ = ["Path", "Plan", "Reader", "ScoreHead", "inner_model", "make_plan", "require_decoder"]
+__all__ = [
+    "Path",
+    "Plan",
+    "Reader",
+    "ScoreHead",
+    "context_length",
+    "context_words",
+    "inner_model",
+    "language_task",
+    "make_plan",
+    "require_decoder",
+]
 
 Path = Literal["grouped", "padded"]
 
@@ -72,6 +86,7 @@ class Plan:
         reason: why, in words for the log.
         takes_positions: whether the body accepts explicit positions.
         reader: of an encoder-decoder; else None.
+        virtual: tokens that the active adapter puts before the text; else None.
     """
 
     body: PreTrainedModel
@@ -80,6 +95,11 @@ class Plan:
     reason: str
     takes_positions: bool
     reader: Reader | None = None
+    virtual: VirtualTokens | None = None
+
+    def spans(self, batch: PackedBatch) -> tuple[Span, ...]:
+        """Where the groups of a batch lie in a flat row of this model."""
+        return batch.spans if self.virtual is None else self.virtual.spans(batch.spans)
 
     def require_grouped(self) -> None:
         """Raise `CapabilityError` if the flat row would be wrong for this model."""
@@ -127,6 +147,22 @@ def language_task(model: nn.Module) -> Literal["causal_lm", "seq2seq_lm"]:
     return "seq2seq_lm" if inner_model(model).config.is_encoder_decoder else "causal_lm"
 
 
+def context_length(model: nn.Module) -> int | None:
+    """Most tokens of text in a row, virtual ones taken off; None where the config does not say."""
+    text = inner_model(model).config.get_text_config(decoder=True)
+    limit = getattr(text, "max_position_embeddings", None)
+    taken = model_capabilities(model).virtual_tokens if isinstance(model, PeftModel) else 0
+    return None if limit is None else int(limit) - taken
+
+
+def context_words(model: nn.Module) -> str:
+    """The model's context for an error message."""
+    room = context_length(model)
+    taken = model_capabilities(model).virtual_tokens if isinstance(model, PeftModel) else 0
+    whole = "any length" if room is None else f"{room + taken} tokens"
+    return f"context of {whole}, {taken} of them virtual" if taken else f"context of {whole}"
+
+
 def require_decoder(model: nn.Module, what: str) -> None:
     """Raise `CapabilityError` for an encoder-decoder, which `what` does not take."""
     inner = inner_model(model)
@@ -145,6 +181,11 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
     """
     inner = inner_model(model)
     if inner.config.is_encoder_decoder:
+        if virtual_tokens(model) is not None:
+            raise CapabilityError(
+                f"models.forward: expected a decoder for virtual tokens, got the encoder-decoder "
+                f"{type(inner).__name__}. Take ftlib.adapters.lora()."
+            )
         return Plan(
             inner.get_decoder(), _head(inner), path, reason, takes_positions=False, reader=_reader(inner)
         )
@@ -155,7 +196,7 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
             "without one. Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
         )
     takes_positions = "position_ids" in inspect.signature(body.forward).parameters
-    return Plan(body, _head(inner), path, reason, takes_positions)
+    return Plan(body, _head(inner), path, reason, takes_positions, virtual=virtual_tokens(model))
 
 
 def _reader(inner: PreTrainedModel) -> Reader:

@@ -66,17 +66,31 @@ def _decide(model: nn.Module) -> tuple[Path, str]:
             _check_scores(inner, padded.head, ids_BL)
         else:
             _check_logits(inner, padded.head, ids_BL, states_BLD)
+        if padded.virtual is not None:
+            states_BLD = _own_states(model, padded.head, ids_BL)
         own_ND = states_BLD[:, 1:3].flatten(0, 1)
         against = _declared_against_grouping(model) or _seen_against_grouping(model, batch, own_ND)
         if against is None:
             return "grouped", "declared, and equal to the model's own logits at start-up"
-        states_ND, _ = hidden_states(padded, batch, GroupLayout(batch.spans))
+        states_ND, _ = hidden_states(padded, batch, GroupLayout(padded.spans(batch)))
         if not _error(states_ND, own_ND) <= torch.finfo(own_ND.dtype).eps ** 0.5:
             raise CapabilityError(
                 f"models.forward: expected rows that depend on earlier tokens alone, got "
                 f"{type(inner).__name__}, whose states change when positions and lengths are explicit."
             )
     return "padded", against
+
+
+def _own_states(model: nn.Module, head: Head | ScoreHead, ids_BL: Tensor) -> Tensor:
+    """[B, L, D] under virtual tokens: what reaches the head when peft runs one unpadded row at a time."""
+    seen: list[Tensor] = []
+    handle = head.module.register_forward_pre_hook(lambda _, states: seen.append(states[0]))
+    try:
+        for ids_L in ids_BL:
+            model(input_ids=ids_L[None])
+    finally:
+        handle.remove()
+    return torch.cat(seen)[:, -ids_BL.shape[1] :]
 
 
 def _check_logits(inner: PreTrainedModel, head: Head, ids_BL: Tensor, states_BLD: Tensor) -> None:
@@ -147,7 +161,8 @@ def _declared_against_grouping(model: nn.Module) -> str | None:
 
 def _seen_against_grouping(model: nn.Module, batch: PackedBatch, own_ND: Tensor) -> str | None:
     """What a flat row shows: another result, something refused, or a window that never reached attention."""
-    plan, layout = make_plan(model, "grouped", "check"), GroupLayout(batch.spans)
+    plan = make_plan(model, "grouped", "check")
+    layout = GroupLayout(plan.spans(batch))
     try:
         states_ND, _ = hidden_states(plan, batch, layout)
     except CapabilityError as refusal:

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from peft.helpers import DoraCaching
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ftlib.errors import CapabilityError, ShapeError
-from ftlib.models.adapted import names_in, tuner_layers
+from ftlib.models.adapted import names_in, tuner_layers, virtual_holders
 
 __all__ = ["adapters_active", "adapters_off", "restored", "swapped_weights"]
+
+CALLS = ("forward", "prepare_inputs_for_generation")  # where peft adds virtual tokens to a call of the model
 
 
 @contextmanager
@@ -35,6 +38,7 @@ def restored(model: nn.Module) -> Iterator[None]:
     weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
     trained = [weight.requires_grad for weight in weights]
     switches = [(module, name, getattr(module, name)) for module in modules for name in _switches_of(module)]
+    calls = [(holder, name, vars(holder).get(name)) for holder in virtual_holders(model) for name in CALLS]
     try:
         yield
     finally:
@@ -46,6 +50,10 @@ def restored(model: nn.Module) -> Iterator[None]:
                 weight.requires_grad = flag
         for module, name, value in switches:
             setattr(module, name, value)
+        for holder, name, call in calls:
+            vars(holder).pop(name, None)
+            if call is not None:
+                vars(holder)[name] = call
 
 
 def _switches_of(module: nn.Module) -> tuple[str, ...]:
@@ -72,6 +80,10 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer._disable_adapters = True
         for module in _holders(model):
             module._adapters_disabled = True
+        for holder in virtual_holders(model):  # as peft does, whose own scope fails on score heads
+            base = holder.get_base_model()
+            own = CALLS if cast(PreTrainedModel, base).can_generate() else CALLS[:1]
+            vars(holder).update({name: getattr(base, name) for name in own})
         yield
 
 
@@ -83,7 +95,9 @@ def adapters_active(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
         CapabilityError: the model has no adapter of that name, or one is merged into the base.
     """
     layers = _unmerged(model)
+    virtual = list(virtual_holders(model))
     known = {name for layer in layers for name in layer._get_available_adapters()}
+    known.update(name for holder in virtual for name in holder.peft_config)
     if not known.issuperset(names):
         raise CapabilityError(
             f"adapters_active: expected adapters of the model, {sorted(known)}, got {list(names)}."
@@ -93,10 +107,14 @@ def adapters_active(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             layer._active_adapter = names_in(layer, names)
             layer._disable_adapters = False
         for module in _holders(model):
-            module._adapters_disabled = False
+            module._adapters_disabled = module in virtual and not names
             if names:  # as peft keeps them: the first, and all
                 module.active_adapter = names[0]
-                module.base_model.active_adapter = list(names)
+                if module not in virtual:
+                    module.base_model.active_adapter = list(names)
+        for holder in virtual:
+            for call in CALLS:
+                vars(holder).pop(call, None)
         yield
 
 

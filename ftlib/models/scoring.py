@@ -69,7 +69,9 @@ def score(
         )
     valued = value_head is not None
     head = plan.require_head(scores=scores) if scores or logprobs else None
-    rows_ND, last_CD = hidden_states(plan, batch, GroupLayout(batch.spans), last=hidden or scores or valued)
+    rows_ND, last_CD = hidden_states(
+        plan, batch, GroupLayout(plan.spans(batch)), last=hidden or scores or valued
+    )
     if head is None:
         scored = Scored(rows_ND.new_empty(0, dtype=torch.float32))
     elif isinstance(head, ScoreHead):
@@ -99,18 +101,23 @@ def hidden_states(
     """Hidden states of the scored rows [N, D]; and of each continuation's last token [C, D] if asked for."""
     if plan.reader is not None:
         return decoder_states(plan, batch, last=last)
+    embeds_TD = None
+    if plan.virtual is not None:
+        plan.virtual.require_room(plan.body.config, batch.spans)
+        if not plan.virtual.cached:
+            batch, embeds_TD = plan.virtual.embed(plan.body, batch)
     if plan.path == "grouped":
-        return _grouped_hidden(plan, batch, layout, last)
-    return _padded_hidden(plan, batch, last)
+        return _grouped_hidden(plan, batch, embeds_TD, layout, last)
+    return _padded_hidden(plan, batch, embeds_TD, last)
 
 
 def _grouped_hidden(
-    plan: Plan, batch: PackedBatch, layout: GroupLayout, last: bool
+    plan: Plan, batch: PackedBatch, embeds_TD: Tensor | None, layout: GroupLayout, last: bool
 ) -> tuple[Tensor, Tensor | None]:
     """From one flat row."""
     with grouped_scope(plan.body.config), grouped_recompute(plan.body):
         output = plan.body(
-            input_ids=batch.ids_T[None],
+            **_read(batch.ids_T[None], None if embeds_TD is None else embeds_TD[None]),
             position_ids=batch.positions_T[None],
             use_cache=False,
             groups=layout,
@@ -118,6 +125,11 @@ def _grouped_hidden(
     states_TD = output.last_hidden_state[0]
     last_CD = states_TD[_last_rows(batch.spans, states_TD.device)] if last else None
     return states_TD[batch.rows_N], last_CD
+
+
+def _read(ids: Tensor, embeds: Tensor | None) -> dict[str, Tensor]:
+    """What the body reads: tokens, or their embeddings where virtual ones are among them."""
+    return {"input_ids": ids} if embeds is None else {"inputs_embeds": embeds}
 
 
 def _last_rows(spans: tuple[Span, ...], device: torch.device) -> Tensor:
@@ -130,7 +142,9 @@ def _last_rows(spans: tuple[Span, ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, device=device)
 
 
-def _padded_hidden(plan: Plan, batch: PackedBatch, last: bool) -> tuple[Tensor, Tensor | None]:
+def _padded_hidden(
+    plan: Plan, batch: PackedBatch, embeds_TD: Tensor | None, last: bool
+) -> tuple[Tensor, Tensor | None]:
     """From one padded row per continuation, each with its own copy of the prefix."""
     device = batch.ids_T.device
     rows_of: list[Tensor] = []  # of each continuation: the rows of its prefix, then its own
@@ -144,11 +158,20 @@ def _padded_hidden(plan: Plan, batch: PackedBatch, last: bool) -> tuple[Tensor, 
     sizes_C = torch.tensor([len(rows) for rows in rows_of], device=device)
     columns_L = torch.arange(index_CL.shape[1], device=device)
     mask_CL = columns_L[None] < sizes_C[:, None]
-    arguments: dict[str, Any] = {"attention_mask": mask_CL.long()}
+    arguments: dict[str, Any] = {"attention_mask": mask_CL.long(), "use_cache": False}
+    first = 0
+    if plan.virtual is not None and plan.virtual.cached:
+        first = plan.virtual.count
+        plan.virtual.require_cache(plan.body)
+        arguments = {
+            "attention_mask": nn.functional.pad(mask_CL.long(), (first, 0), value=1),
+            "past_key_values": plan.virtual.cache(len(rows_of)),
+            "use_cache": True,
+        }
     if plan.takes_positions:
-        arguments["position_ids"] = columns_L[None].expand_as(index_CL)
-    output = plan.body(input_ids=batch.ids_T[index_CL], use_cache=False, **arguments)
-    states_CLD = output.last_hidden_state
+        arguments["position_ids"] = first + columns_L[None].expand_as(index_CL)
+    read = _read(batch.ids_T[index_CL], None if embeds_TD is None else embeds_TD[index_CL])
+    states_CLD = plan.body(**read, **arguments).last_hidden_state
     # a scored row belongs to one continuation: its column is its position in that row
     columns_N = batch.positions_T[batch.rows_N]
     last_CD = states_CLD[torch.arange(len(rows_of), device=device), sizes_C - 1] if last else None

@@ -21,12 +21,13 @@ from ftlib.errors import CapabilityError
 __all__ = ["GrowingLayer", "decode_cache"]
 
 
-def decode_cache(config: PretrainedConfig, *, limit: int) -> DynamicCache:
-    """An empty cache for a decoder.
+def decode_cache(config: PretrainedConfig, *, limit: int, begun: DynamicCache | None = None) -> DynamicCache:
+    """A cache for a decoder.
 
     Args:
         config: of the decoder.
         limit: most tokens a row will hold.
+        begun: what every row starts with; None for empty rows.
 
     Raises:
         CapabilityError: layers that keep more than keys and values, whose state padding would change.
@@ -42,6 +43,8 @@ def decode_cache(config: PretrainedConfig, *, limit: int) -> DynamicCache:
         )
     # a sliding window stays transformers' own: what it moves is bounded by the window
     cache.layers = [GrowingLayer(limit) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    for index, layer in enumerate(() if begun is None else begun.layers):
+        cache.update(*cast(tuple[Tensor, Tensor], (layer.keys, layer.values)), index)  # type: ignore[union-attr]
     return cache
 
 

@@ -5,13 +5,13 @@
     3. one token per row and step: the last position's logits, a draw, the next forward;
     4. a row that has ended gives its place to the last one.
 
-Shapes: P distinct prompts, R rows, A rows still alive, L positions of the longest prompt, N new tokens,
-V vocabulary.
+Shapes: P distinct prompts, R rows, A rows still alive, L positions of the longest prompt, virtual ones among
+them, N new tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from ftlib.batches import Sampling
 from ftlib.models.head import Head
 from ftlib.models.parts import Plan
+from ftlib.models.virtual import LeftPadded
 from ftlib.rollouts.cache import decode_cache
 from ftlib.rollouts.draw import draw
 
@@ -62,11 +63,12 @@ def complete(
         poll: called before every forward.
     """
     device = plan.body.device
-    ids_PL, mask_PL = _left_padded(prompts, device)
+    begun = _left_padded(plan, prompts, device)
+    mask_PL, columns = begun.mask_RL, begun.mask_RL.shape[1]
     new_tokens = max(room_of_row)
-    cache = decode_cache(plan.body.config, limit=ids_PL.shape[1] + new_tokens)
+    cache = decode_cache(plan.body.config, limit=columns + new_tokens, begun=begun.cache)
     poll()
-    logits_PV = _last_logits(plan, cache, ids_PL, mask_PL, (mask_PL.cumsum(-1) - 1).clamp(min=0))
+    logits_PV = _last_logits(plan, cache, begun.read, mask_PL, begun.positions_RL)
 
     rows_R = torch.tensor(prompt_of_row, device=device)
     cache.reorder_cache(cast(torch.LongTensor, rows_R))
@@ -99,31 +101,33 @@ def complete(
             token_A, position_A, mask_AL, room_A, alive_A = (
                 each[kept_A] for each in (token_A, position_A, mask_AL, room_A, alive_A)
             )
-        seen = ids_PL.shape[1] + step + 1
+        seen = columns + step + 1
+        read = {"input_ids": token_A[:, None]}
         poll()
-        logits_AV = _last_logits(plan, cache, token_A[:, None], mask_AL[:, :seen], position_A[:, None])
+        logits_AV = _last_logits(plan, cache, read, mask_AL[:, :seen], position_A[:, None])
         position_A = position_A + 1
     rows = zip(tokens_RN.cpu(), logprobs_RN.cpu(), length_R.tolist(), matched_R.tolist(), strict=True)
     return [Completion(ids[:length], logprobs[:length], match) for ids, logprobs, length, match in rows]
 
 
 def _last_logits(
-    plan: Plan, cache: DynamicCache, ids_RL: Tensor, mask_RL: Tensor, position_RL: Tensor
+    plan: Plan, cache: DynamicCache, read: Mapping[str, Tensor], mask_RL: Tensor, position_RL: Tensor
 ) -> Tensor:
     """Logits of the last position, [R, V]; the tokens join the cache."""
     positions: dict[str, Any] = {"position_ids": position_RL} if plan.takes_positions else {}
-    output = plan.body(
-        input_ids=ids_RL, attention_mask=mask_RL, past_key_values=cache, use_cache=True, **positions
-    )
+    output = plan.body(**read, attention_mask=mask_RL, past_key_values=cache, use_cache=True, **positions)
     return cast(Head, plan.head).logits(output.last_hidden_state[:, -1])
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask, int64 [P, L]; the mask comes from lengths, never from ids."""
+def _left_padded(plan: Plan, prompts: Sequence[Sequence[int]], device: torch.device) -> LeftPadded:
+    """The prompts, behind virtual tokens if there are any; the mask comes from lengths, never from ids."""
     longest = max(map(len, prompts))
     ids_PL = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask_PL = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids_PL.to(device), mask_PL.to(device)
+    ids_PL, mask_PL = ids_PL.to(device), mask_PL.to(device)
+    if plan.virtual is None:
+        return LeftPadded(ids_PL, mask_PL)
+    return plan.virtual.left_padded(plan.body, ids_PL, mask_PL)
 
 
 def _filled(ended_A: Tensor) -> Tensor:

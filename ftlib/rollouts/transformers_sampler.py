@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from itertools import groupby
 from typing import cast, final
 
 import torch
@@ -20,7 +21,7 @@ from ftlib.adapters.attach import AnyModel, merge, model_capabilities
 from ftlib.batches import Sampling
 from ftlib.errors import CapabilityError, ConfigError, DataError, NonFiniteError
 from ftlib.models.modes import evaluation_mode
-from ftlib.models.parts import Plan, inner_model, make_plan, require_decoder
+from ftlib.models.parts import Plan, context_length, context_words, inner_model, make_plan, require_decoder
 from ftlib.models.plan import plan_for
 from ftlib.rollouts.decode import Completion, complete
 from ftlib.rollouts.draw import uniforms
@@ -95,7 +96,8 @@ class TransformersSampler:
         drawn: list[list[Sampled]] = [[] for _ in prompt_ids]
         with evaluation_mode(decoder):
             plan = self._plan(decoder)
-            for batch in _batches(prompt_ids, sampling.n, self._batch_size):
+            alike = plan.virtual is not None and plan.virtual.unpadded(plan.body)
+            for batch in _batches(prompt_ids, sampling.n, self._batch_size, alike=alike):
                 streams_RN = [
                     uniforms(seeds[prompt], sample, sampling.max_new_tokens) for prompt, sample in batch
                 ]
@@ -164,11 +166,6 @@ def _nothing() -> None:
 def _merges(policy: nn.Module, asked: bool | None) -> bool:
     """Whether to decode with a merged copy."""
     capabilities = model_capabilities(cast(AnyModel, policy))
-    if capabilities.adds_positions or capabilities.needs_cache:
-        raise CapabilityError(
-            "TransformersSampler: expected an adapter that adapts weights, got one with virtual tokens. "
-            "Sample with trainer.generate, or train with ftlib.adapters.lora()."
-        )
     adapted = policy is not inner_model(policy)
     if asked and not (adapted and capabilities.mergeable):
         raise CapabilityError(
@@ -185,8 +182,7 @@ def _merges(policy: nn.Module, asked: bool | None) -> bool:
 
 def _room(policy: nn.Module, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[int]:
     """Tokens each prompt may add: as many as asked for, and no more than the model's context holds."""
-    config = inner_model(policy).config.get_text_config(decoder=True)
-    context = getattr(config, "max_position_embeddings", None)
+    context = context_length(policy)
     room = []
     for row, prompt in enumerate(prompts, start=1):
         if len(prompt) == 0:
@@ -199,15 +195,18 @@ def _room(policy: nn.Module, prompts: Sequence[Sequence[int]], new_tokens: int) 
         room.append(new_tokens if context is None else min(new_tokens, context - len(prompt)))
         if room[-1] < 1:
             raise ConfigError(
-                f"generate: expected prompts shorter than the model's context of {context} tokens, got "
+                f"generate: expected prompts shorter than the model's {context_words(policy)}, got "
                 f"{len(prompt)} in prompt {row}. Shorten it."
             )
     return room
 
 
-def _batches(prompts: Sequence[Sequence[int]], n: int, size: int) -> Iterator[list[tuple[int, int]]]:
-    """(prompt, sample) of the rows of each batch; prompts of like length together, the longest first."""
+def _batches(
+    prompts: Sequence[Sequence[int]], n: int, size: int, *, alike: bool
+) -> Iterator[list[tuple[int, int]]]:
+    """(prompt, sample) of the rows of each batch, the longest first; prompts of one length only if `alike`."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    rows = [(prompt, sample) for prompt in order for sample in range(n)]
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    for _, equal in groupby(order, key=lambda index: len(prompts[index]) if alike else 0):
+        rows = [(prompt, sample) for prompt in equal for sample in range(n)]
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]

@@ -215,6 +215,11 @@ def _check_adapter(policy: nn.Module) -> None:
             "VLLMSampler: expected a model with an adapter, got a plain one, whose weights would have to "
             "travel whole. Train with ftlib.adapters.lora(), or sample with TransformersSampler."
         )
+    if model_capabilities(cast(AnyModel, policy)).virtual_tokens:
+        raise CapabilityError(
+            "VLLMSampler: expected an adapter that adapts weights, got one with virtual tokens, which the "
+            "server does not take. Sample with TransformersSampler, or train with ftlib.adapters.lora()."
+        )
     if not model_capabilities(cast(AnyModel, policy)).off_is_base:
         raise CapabilityError(
             "VLLMSampler: expected an adapter that leaves the base as it is, got one that changed it (pissa, "

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptTuningConfig
+from peft import IA3Config, LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ftlib.adapters import Adapter, attach, capabilities_of, full, lora
 from ftlib.adapters.lora import LoraInit
-from ftlib.errors import CapabilityError, ConfigError
+from ftlib.errors import ConfigError
 from tests.models_zoo import ARCHITECTURES, tiny_model
 
 IDS_BL = torch.arange(3, 13)[None]
@@ -108,14 +108,6 @@ def test_what_a_peft_configuration_promises(config: LoraConfig, identity: bool, 
     capabilities = capabilities_of(config)
     assert (capabilities.identity_init, capabilities.off_is_base) == (identity, off_is_base)
     assert capabilities.groupable
-
-
-def test_virtual_tokens_are_refused_until_they_have_a_path() -> None:
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    with pytest.raises(CapabilityError, match="adds virtual tokens"):
-        capabilities_of(config)
-    with pytest.raises(CapabilityError, match="adds virtual tokens"):
-        attach(tiny_model(), config)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@ import logging
 
 import pytest
 import torch
-from peft import PromptTuningConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, GenerationConfig
 
 from ftlib import adapters
@@ -157,12 +156,6 @@ def test_a_prompt_that_fills_the_context_is_refused():
 def test_an_empty_prompt_is_refused_with_its_number():
     with pytest.raises(DataError, match=r"<prompts>:2: expected at least one token"):
         generate(tiny_model(), None, [[5], []], stop_ids=[EOS])
-
-
-def test_virtual_tokens_are_refused_rather_than_left_out():
-    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2)
-    with pytest.raises(CapabilityError, match="virtual tokens"):
-        generate(get_peft_model(tiny_model(), config), None, PROMPTS, stop_ids=[EOS])
 
 
 def test_a_model_that_writes_nothing_is_refused():
