@@ -142,7 +142,7 @@ def _largest_remainder(
     """
     share = _as_written(validation)
     total = validation_rows(sum(rows.values()), share)
-    quotas = {label: max(math.floor(count * share), label in several) for label, count in rows.items()}
+    quotas = {label: max(math.floor(count * share), int(label in several)) for label, count in rows.items()}
     by_remainder = sorted(rows, key=lambda label: (quotas[label] - rows[label] * share, str(label)))
     for label in by_remainder[: max(0, total - sum(quotas.values()))]:
         quotas[label] += 1
