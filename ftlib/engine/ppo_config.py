@@ -54,6 +54,10 @@ class PPOConfig(TrainConfig):
         entropy_coef: weight of the entropy bonus.
         ptx_coef: weight of the likelihood of `ptx_dataset` in every step.
         max_drop_frac: most rows without a reward, as a share, before it is an error.
+        reward_retries: further tries of a call of the reward that raises, each after twice the pause, >= 0.
+        reward_timeout: seconds for one call, > 0; None waits for ever.
+        reward_on_error: when all tries have failed, "raise", or "drop" the rows of that call.
+        reward_batch_size: rows of one call, >= 1; None asks for all at once.
         stop_on: warnings of health that stop the run, by name; see `PPOTrainer`.
 
     Raises:
@@ -93,6 +97,10 @@ class PPOConfig(TrainConfig):
     entropy_coef: float = 0.0
     ptx_coef: float = 0.0
     max_drop_frac: float = 0.1
+    reward_retries: int = 0
+    reward_timeout: float | None = None
+    reward_on_error: Literal["raise", "drop"] = "raise"
+    reward_batch_size: int | None = None
     stop_on: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -110,6 +118,11 @@ class PPOConfig(TrainConfig):
         self._check("kl_coef", 0 <= self.kl_coef < inf, "a finite number >= 0")
         self._check("kl_target", self.kl_target is None or self.kl_target > 0, "a number > 0, or None")
         self._check("max_drop_frac", 0 <= self.max_drop_frac <= 1, "a share in [0, 1]")
+        retries, size, limit = self.reward_retries, self.reward_batch_size, self.reward_timeout
+        self._check("reward_retries", retries == 0 or is_count(retries), "a whole number >= 0")
+        self._check("reward_batch_size", size is None or is_count(size), "a whole number >= 1, or None")
+        self._check("reward_timeout", limit is None or limit > 0, "seconds > 0, or None")
+        self._check("reward_on_error", self.reward_on_error in ("raise", "drop"), "'raise' or 'drop'")
         if self.batch_size % self.samples_per_prompt:
             raise ConfigError(
                 f"PPOConfig: expected batch_size to be a multiple of samples_per_prompt="

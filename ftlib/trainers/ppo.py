@@ -10,11 +10,12 @@ The loss is `objectives.PPO`; its formulas are `losses.shape_rewards`, `gae`, `p
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ClassVar, cast, final
 
 import numpy as np
@@ -37,7 +38,7 @@ from ftlib.objectives.ppo import Prepared
 from ftlib.objectives.rollout_rows import Example, examples, ptx_row
 from ftlib.objectives.rollout_scoring import read_rollouts
 from ftlib.rollouts import Collected, Sampler, TransformersSampler
-from ftlib.rollouts.rewards import Reward
+from ftlib.rollouts.rewards import Asking, Reward
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
 from ftlib.trainers.ppo_critic import CriticKind, OwnCritic, make_critic, value_head_of, value_rate
@@ -47,6 +48,7 @@ from ftlib.trainers.ppo_inputs import AnyReward, encode_prompts, ids_of, resolve
 from ftlib.trainers.ppo_metrics import derived
 from ftlib.trainers.ppo_objective import SHARED, check_objective
 from ftlib.trainers.ppo_phase import collect_on_ranks
+from ftlib.trainers.ppo_samples import sample_table
 from ftlib.trainers.snapshot import Stateful
 from ftlib.trainers.trained import Examples
 
@@ -259,6 +261,7 @@ class PPOTrainer(Trainer):
         Returns:
             The row that a run would log.
         """
+        started = perf_counter()
         with self._modes_kept():
             # 1. numbers that stay fixed during the update
             known, entropy = self._read(rollouts)
@@ -267,7 +270,10 @@ class PPOTrainer(Trainer):
             # 3. optimiser steps
             results = [self._step(prepared.rows, rows) for rows in self._minibatches(prepared.rows)]
         # 4. what to tell, and the penalty of the next rollout
-        summary = self._summary(results, prepared, {"entropy": entropy, **agreement_of(known)})
+        self._last = known
+        told = {"reward": mean_reward(rollouts), "entropy": entropy, **agreement_of(known)}
+        told["update_tokens_per_second"] = _speed(self._tokens(prepared.rows), started)
+        summary = self._summary(results, prepared, told)
         kl = prepared.metrics["kl"]
         self.kl.update(float(kl.value), int(kl.count))
         row = self._count(summary, len(rollouts))
@@ -317,12 +323,13 @@ class PPOTrainer(Trainer):
         return self.boundary.counters.step
 
     def _sampled(self, rows: Examples) -> list[Rollout]:
+        started = perf_counter()
         collected = self._collected(rows, self.iteration)
-        self._rollout_metrics = collected.metrics
+        speed = _speed(float(collected.metrics["completion_tokens"].sum), started)
+        self._rollout_metrics = {**collected.metrics, "rollout_tokens_per_second": speed}
         return collected.rollouts
 
     def _collected(self, rows: Examples, iteration: int) -> Collected:
-        tokenizer = self.tokenizer
         self.sampler_of_policy.sync(self.model, self.iteration)
         return collect_on_ranks(
             self.engine,
@@ -330,10 +337,24 @@ class PPOTrainer(Trainer):
             rows,
             self.reward,
             self.sampling,
-            decode=None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids))),
+            decode=self._decode(),
             seed=self.config.seed,
             iteration=iteration,
-            max_drop_frac=self.config.max_drop_frac,
+            asking=self._asking(),
+        )
+
+    def _decode(self) -> Callable[[Sequence[int]], str] | None:
+        tokenizer = self.tokenizer
+        return None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids)))
+
+    def _asking(self) -> Asking:
+        config = self.config
+        return Asking(
+            retries=config.reward_retries,
+            timeout=config.reward_timeout,
+            on_error=config.reward_on_error,
+            batch_size=config.reward_batch_size,
+            max_drop_frac=config.max_drop_frac,
         )
 
     def _read(self, rollouts: Sequence[Rollout]) -> tuple[list[Rollout], Mean]:
@@ -367,6 +388,11 @@ class PPOTrainer(Trainer):
             else replace(rollout, score=float(self.moments.scale(torch.tensor(rollout.score))))
             for rollout in rollouts
         ]
+
+    @staticmethod
+    def _tokens(rows: Sequence[Example]) -> int:
+        """Tokens of the rows, prompts included."""
+        return sum(int(row["length"]) for row in rows)
 
     def _minibatches(self, rows: Sequence[Example]) -> Iterator[list[int]]:
         """Of every epoch, the rows of each minibatch: an order from (seed, iteration, epoch) alone.
@@ -453,7 +479,7 @@ class PPOTrainer(Trainer):
             last,
             terms={name: _cpu(mean) for name, mean in terms.items()},
             metrics=told,
-            tokens=sum(int(row["length"]) for row in prepared.rows),
+            tokens=self._tokens(prepared.rows),
             skipped=any(result.skipped for result in every),
         )
 
@@ -462,6 +488,16 @@ class PPOTrainer(Trainer):
     def shown(self, row: dict[str, float]) -> dict[str, float]:
         """With explained variance and standard deviations in place of the squares they come from."""
         return derived(row)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The rows of the last update as a table: prompt, completion, reward, kl, finished.
+
+        In a notebook: ``pandas.DataFrame(trainer.samples)``.
+        """
+        return sample_table(self._last, self._decode())
+
+    _last: Sequence[Rollout] = ()
 
     # -- the model in use --------------------------------------------------------------------------
 
@@ -482,6 +518,11 @@ class PPOTrainer(Trainer):
 
     def _encoded(self, data: Any, name: str) -> Any:
         return encode_prompts(data, lambda: self.encoder, name)
+
+
+def _speed(tokens: float, started: float) -> Mean:
+    """Tokens per second since `started`."""
+    return Mean(torch.tensor(float(tokens)), torch.tensor(perf_counter() - started))
 
 
 def _cpu(mean: Mean) -> Mean:

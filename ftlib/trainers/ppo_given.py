@@ -15,7 +15,7 @@ from ftlib.batches import Mean, Rollout, Sampling
 from ftlib.errors import ShapeError
 from ftlib.rollouts.rewards.values import value_of
 
-__all__ = ["given_rollouts", "mean_reward"]
+__all__ = ["given_rollouts", "mean_reward", "reward_of"]
 
 
 def given_rollouts(
@@ -84,12 +84,13 @@ def given_rollouts(
 
 def mean_reward(rollouts: Sequence[Rollout]) -> Mean:
     """What the rows were worth as it was given: their scores and the sums of their token rewards."""
-    sums = [
-        (rollout.score or 0.0)
-        + (0.0 if rollout.token_rewards is None else float(rollout.token_rewards[rollout.mask].sum()))
-        for rollout in rollouts
-    ]
-    return Mean(torch.tensor(sum(sums)), torch.tensor(float(len(sums))))
+    return Mean(torch.tensor(sum(map(reward_of, rollouts))), torch.tensor(float(len(rollouts))))
+
+
+def reward_of(rollout: Rollout) -> float:
+    """What a row was worth as it was given: its score and the sum of its token rewards."""
+    tokens = rollout.token_rewards
+    return (rollout.score or 0.0) + (0.0 if tokens is None else float(tokens[rollout.mask].sum()))
 
 
 def _ids(given: Any, encode: Callable[[str], Sequence[int]]) -> Tensor:

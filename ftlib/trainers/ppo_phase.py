@@ -6,6 +6,7 @@ A reward is asked for once per row, wherever it is asked. Completions do not dep
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def collect_on_ranks(
     decode: Callable[[Sequence[int]], str] | None,
     seed: int,
     iteration: int,
-    max_drop_frac: float,
+    asking: Asking,
 ) -> Collected:
     """`collect`, the prompts dealt to the ranks. Every rank takes part, with equal arguments.
 
@@ -43,7 +44,7 @@ def collect_on_ranks(
         decode: see `collect`.
         seed: see `collect`.
         iteration: see `collect`.
-        max_drop_frac: most rows without a reward, as a share of those of all ranks.
+        asking: what to do about rewards that fail; its `max_drop_frac` is a share of the rows of all ranks.
 
     Returns:
         The rows and metrics of all ranks, in the order of their prompts.
@@ -67,7 +68,7 @@ def collect_on_ranks(
             seed=seed,
             iteration=iteration,
             places=places,
-            asking=Asking(max_drop_frac=max_drop_frac if world == 1 else 1.0),
+            asking=asking if world == 1 else replace(asking, max_drop_frac=1.0),
         )
 
     if world == 1:
@@ -89,7 +90,7 @@ def collect_on_ranks(
             f"rollout: expected completions from every rank, got errors: {[t for t in told if t]}."
         )
     whole = _joined(engine.from_every_rank(own))
-    _check_dropped(whole.metrics["dropped"], max_drop_frac)
+    _check_dropped(whole.metrics["dropped"], asking.max_drop_frac)
     return whole
 
 

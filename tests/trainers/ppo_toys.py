@@ -344,6 +344,7 @@ class IdPrompts:
     """An encoder of prompts that are token ids already."""
 
     stop_ids: tuple[int, ...] = ()
+    task = "causal_lm"
 
     def encode_prompt(self, row: Mapping[str, Any]) -> list[int]:
         return list(row["prompt"])

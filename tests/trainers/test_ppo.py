@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from ftlib.adapters import lora
 from ftlib.batches import Rollout
 from ftlib.data.collate import collate
+from ftlib.engine import PPOConfig
 from ftlib.errors import CapabilityError, ConfigError, DataError, NonFiniteError, ShapeError
 from ftlib.models import forward
 from ftlib.models.references import AdapterOff
@@ -455,3 +456,46 @@ def test_rollouts_and_examples_are_not_confused():
 def test_a_rollout_phase_holds_the_rows_of_all_its_minibatches():
     trainer = ppo(batch_size=6, samples_per_prompt=3, minibatches=2, data=prompts(9))
     assert trainer.examples_per_step == 6 * 2 // 3
+
+
+def test_a_row_tells_the_reward_as_it_was_given():
+    trainer = ppo(reward=lambda prompts, completions, **_: [25.0] * len(completions), score_clip=1.0)
+    row = trainer.update(trainer.rollout(PROMPTS))
+    assert row["reward"] == 25.0
+    assert row["score"] <= 1.0
+    assert row["rollout_tokens_per_second"] > 0
+    assert row["update_tokens_per_second"] > 0
+
+
+def test_samples_are_the_rows_of_the_last_update():
+    trainer = ppo()
+    assert trainer.samples == []
+    rollouts = trainer.rollout(PROMPTS)
+    trainer.update(rollouts)
+    assert [row["completion"] for row in trainer.samples] == [r.completion_ids.tolist() for r in rollouts]
+    assert [row["reward"] for row in trainer.samples] == [r.score for r in rollouts]
+    assert all(abs(row["kl"]) < 1e-5 for row in trainer.samples)  # the policy is the reference still
+
+
+def test_rewards_are_asked_for_again_and_left_out_where_the_settings_say_so():
+    calls = []
+
+    def fails_first(prompts, completions, **_):
+        calls.append(len(prompts))
+        if len(calls) == 1:
+            raise ConnectionError("busy")
+        return [1.0] * len(prompts)
+
+    patient = ppo(reward=fails_first, reward_retries=1, reward_batch_size=2)
+    assert len(patient.rollout(PROMPTS)) == 4
+    assert calls == [2, 2, 2]
+
+    def fails(prompts, completions, **_):
+        raise ConnectionError("down")
+
+    lenient = ppo(reward=fails, reward_on_error="drop", max_drop_frac=1.0)
+    assert lenient.rollout(PROMPTS) == []
+    with pytest.raises(ConnectionError):
+        ppo(reward=fails).rollout(PROMPTS)
+    with pytest.raises(ConfigError, match="reward_on_error"):
+        PPOConfig(reward_on_error="zero")

@@ -26,6 +26,8 @@ from tests.models_zoo import EOS, tiny_model
 class Letters:
     """An encoder with a token per letter."""
 
+    task = "causal_lm"
+
     def encode_prompt(self, row: Any) -> list[int]:
         return [ord(letter) - ord("a") + 3 for letter in row["prompt"]]
 

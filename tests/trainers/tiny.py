@@ -18,7 +18,13 @@ from tests.models_zoo import VOCAB, tiny_model
 __all__ = ["At", "one_thread", "rows", "sft", "trained", "without_clock"]
 
 NOT_TEXT = 3  # ids below are special
-CLOCK = ("tokens_per_second", "peak_memory_bytes", "seconds")
+CLOCK = (
+    "tokens_per_second",
+    "rollout_tokens_per_second",
+    "update_tokens_per_second",
+    "peak_memory_bytes",
+    "seconds",
+)
 ADAPTERS = {"full": full, "lora": lambda: lora(4), "lora dropout": lambda: lora(4, dropout=0.2)}
 
 
