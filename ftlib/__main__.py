@@ -1,0 +1,38 @@
+"""``python -m ftlib COMMAND``: the commands of the library.
+
+A new command is a module with `add_arguments(parser)` and `run(args)`, and a row in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {  # name -> module, what it does
+    "prepare": ("ftlib.data.preparation.command", "check and fix training data"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code.
+
+    Args:
+        arguments: of the command line, without the program; `None` takes those of this process.
+    """
+    parser = argparse.ArgumentParser(prog="python -m ftlib", description="Tools of the ftlib library.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (module, about) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        importlib.import_module(module).add_arguments(command)
+    args = parser.parse_args(arguments)
+    module, _ = COMMANDS[args.command]
+    status: int = importlib.import_module(module).run(args)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

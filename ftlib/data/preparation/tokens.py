@@ -1,0 +1,63 @@
+"""Lengths in tokens, and what a tokenizer does with the start of a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, final
+
+__all__ = ["BYTES_PER_TOKEN", "TokenCounter", "estimated_tokens"]
+
+BYTES_PER_TOKEN = 3  # a careful estimate where there is no tokenizer
+_BATCH = 256
+
+
+def estimated_tokens(size: int) -> int:
+    """Tokens of `size` bytes of UTF-8, rounded up.
+
+    Example:
+        >>> estimated_tokens(7)
+        3
+    """
+    return -(-size // BYTES_PER_TOKEN)
+
+
+@final
+class TokenCounter:
+    """A tokenizer, asked for lengths only.
+
+    Args:
+        tokenizer: of transformers, or its name or folder.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if isinstance(tokenizer, str):
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self._tokenizer = tokenizer
+
+    @property
+    def name(self) -> str:
+        """Its name or folder."""
+        return str(getattr(self._tokenizer, "name_or_path", "") or type(self._tokenizer).__name__)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it belongs to a chat model: it has a chat template."""
+        return bool(getattr(self._tokenizer, "chat_template", None))
+
+    @property
+    def adds_space(self) -> bool:
+        """Whether a word gets a leading space of the tokenizer's own: Llama 2's does, GPT-2's does not."""
+        return bool(self._tokenizer.tokenize("x")[:1]) and self._tokenizer.tokenize("x")[0][0] in "▁Ġ"
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of one text, without special ones."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def lengths(self, texts: Iterable[str]) -> Iterator[int]:
+        """Tokens of each text, without special ones."""
+        rest = iter(texts)
+        while batch := list(islice(rest, _BATCH)):
+            yield from map(len, self._tokenizer(batch, add_special_tokens=False)["input_ids"])
