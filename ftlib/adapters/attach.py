@@ -8,7 +8,7 @@ plain transformers model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -32,13 +32,18 @@ from transformers.pytorch_utils import Conv1D
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
+from ftlib.adapters.classes import read_classes, set_classes
+from ftlib.adapters.encoder_head import encoder_head
+from ftlib.adapters.eva import fit_eva, set_eva
 from ftlib.adapters.fused import fuse
 from ftlib.adapters.ia3 import fit_ia3
+from ftlib.adapters.initial import keep_initial, own_generator, require_own_base, require_repeatable
 from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
 from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised, require_trainable
 from ftlib.adapters.slices import slice_fused
 from ftlib.adapters.soft import fit_virtual_tokens, set_start
 from ftlib.adapters.task import SCORE, fit_task, score_head
+from ftlib.adapters.tokens import fit_new_tokens, grow_for_tokens
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
 from ftlib.errors import CapabilityError, ConfigError
 
@@ -86,18 +91,24 @@ def attach(
         require_trainable(model)
         return model.requires_grad_(True)
     config = _bound_copy(model, adapter.config)
+    fit_eva(config, adapter.data)
+    fit_new_tokens(config, model)
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             raise ConfigError(
                 f"attach: expected a free adapter name, got {name!r}. Taken: {sorted(model.peft_config)}."
             )
         _require_one_kind(model, config)
+        require_own_base(model, config)
         model.add_adapter(name, config)
         _activate(model, name, trained=True)
     else:
-        with _settled_names():
+        with _settled_names(), own_generator(config, model):
             model = cast(PeftModel, get_peft_model(model, config, adapter_name=name))
     _settle(model, name)
+    keep_initial(model, name)
+    if adapter.data is not None:
+        set_eva(model, name, adapter.data)
     if adapter.start is not None:
         set_start(model, name, adapter.start, tokenizer)
     return model
@@ -117,7 +128,8 @@ def load_adapter(
     check_adapter(folder)
     config = _bound_copy(model, PeftConfig.from_pretrained(str(folder)))
     config.inference_mode = not trainable
-    if score_head(model) is not None and not _holds_head(folder):
+    head = [SCORE] if score_head(model) is not None else list(encoder_head(model))
+    if head and not _holds(folder, head):
         raise CapabilityError(
             f"{folder / WEIGHTS}: expected an adapter saved with its score head, found none. Fold that of a "
             "language model in first, ftlib.adapters.merge(ftlib.load(base, adapter=folder)[0]), and make "
@@ -128,6 +140,7 @@ def load_adapter(
     config.inference_mode = not resumes
     if isinstance(model, PeftModel):
         _require_one_kind(model, config)
+        require_own_base(model, config)
         model.load_adapter(str(folder), name, is_trainable=resumes, peft_config=config)
     else:
         with _settled_names():
@@ -137,6 +150,9 @@ def load_adapter(
     _activate(model, name, trained=trainable)
     _settle(model, name)
     set_normalisation(model, read_normalisation(folder))
+    classes = read_classes(folder)
+    if classes is not None and head:
+        set_classes(model, classes)
     return model
 
 
@@ -171,9 +187,11 @@ def _settled_names() -> Iterator[None]:
         yield
 
 
-def _holds_head(folder: Path) -> bool:
+def _holds(folder: Path, head: Sequence[str]) -> bool:
+    """Whether the weights of every module of the head were saved."""
     with safe_open(folder / WEIGHTS, framework="pt") as weights:
-        return any(SCORE in key.split(".") for key in weights.keys())  # noqa: SIM118  not a mapping
+        parts = {part for key in weights.keys() for part in key.split(".")}  # noqa: SIM118  not a mapping
+    return parts.issuperset(head)
 
 
 def _bound_copy(model: AnyModel, config: PeftConfig) -> PeftConfig:

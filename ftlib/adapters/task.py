@@ -10,6 +10,7 @@ from peft import PeftConfig, PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedModel
 
+from ftlib.adapters.encoder_head import is_encoder_classifier, train_head
 from ftlib.errors import CapabilityError
 
 __all__ = ["SCORE", "fit_task", "score_head"]
@@ -27,13 +28,14 @@ def score_head(model: nn.Module) -> nn.Module | None:
 
 
 def fit_task(config: PeftConfig, model: nn.Module) -> None:
-    """Give a configuration the task of a model with a score head, or of an encoder-decoder, whatever it says.
+    """Give a configuration the task of a model with a head, or of an encoder-decoder, whatever it says.
 
     Raises:
         CapabilityError: a configuration that trains a head, for a language model.
     """
-    if score_head(model) is not None:
+    if score_head(model) is not None or is_encoder_classifier(model):
         config.task_type = TaskType.SEQ_CLS
+        train_head(config, model)
         return
     inner = _inner(model)
     if not isinstance(inner, PreTrainedModel) or inner.get_output_embeddings() is None:
@@ -41,7 +43,7 @@ def fit_task(config: PeftConfig, model: nn.Module) -> None:
     if config.task_type == TaskType.SEQ_CLS:
         raise CapabilityError(
             f"attach: expected a model with a head for an adapter of task SEQ_CLS, got the language model "
-            f"{type(inner).__name__}. Load it with ftlib.load(name, task='reward')."
+            f"{type(inner).__name__}. Load it with ftlib.load(name, task='reward') or task='classification'."
         )
     if inner.config.is_encoder_decoder:
         config.task_type = TaskType.SEQ_2_SEQ_LM

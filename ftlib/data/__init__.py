@@ -5,6 +5,8 @@ from __future__ import annotations
 from ftlib.data import formatters, instructions
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
+from ftlib.data.labelled import LabelledEncoder
+from ftlib.data.labels import Labels
 from ftlib.data.records import load_records
 from ftlib.data.sampler import StepSampler, balance, pack
 from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments, Skipped
@@ -15,6 +17,8 @@ __all__ = [
     "Conversation",
     "Encoder",
     "Formatter",
+    "LabelledEncoder",
+    "Labels",
     "Segment",
     "Segments",
     "Skipped",

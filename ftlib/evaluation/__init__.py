@@ -1,8 +1,22 @@
 """Evaluation: completions of prompts, numbers made from losses and scores, pictures of both."""
 
 from ftlib.evaluation import plots
+from ftlib.evaluation.calibration import fit_temperature, probabilities
 from ftlib.evaluation.generation import decode, generate
+from ftlib.evaluation.outcomes import Outcomes, class_report, classification_metrics
 from ftlib.evaluation.pairs import ScoredAnswers, pair_metrics
 from ftlib.evaluation.perplexity import perplexity
 
-__all__ = ["ScoredAnswers", "decode", "generate", "pair_metrics", "perplexity", "plots"]
+__all__ = [
+    "Outcomes",
+    "ScoredAnswers",
+    "class_report",
+    "classification_metrics",
+    "decode",
+    "fit_temperature",
+    "generate",
+    "pair_metrics",
+    "perplexity",
+    "plots",
+    "probabilities",
+]

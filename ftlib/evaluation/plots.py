@@ -1,7 +1,7 @@
 """Pictures of a run and of its predictions: one call each, matplotlib's figure returned, nothing shown.
 
 Line styles differ beside the colours, which are those of Wong 2011 for colour-blind readers. Needs
-``pip install 'ftlib[plots]'``, `roc` also scikit-learn (``ftlib[metrics]``).
+``pip install 'ftlib[plots]'``, `roc` and `confusion` also scikit-learn (``ftlib[metrics]``).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ftlib.errors import ConfigError, MissingPackageError
+from ftlib.evaluation.outcomes import Outcomes
 from ftlib.evaluation.pairs import ScoredAnswers, roc_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["loss", "margins", "reward", "roc"]
+__all__ = ["confusion", "loss", "margins", "reward", "roc"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Wong 2011 (Nature Methods 8:441)
 STYLES = ("-", "--", ":", "-.")
@@ -110,22 +111,88 @@ def reward(result: Run, *, kl_target: float | None = None, ax: Sequence[Axes] | 
     return _labelled(scores, "", "score")
 
 
-def roc(answers: Sequence[ScoredAnswers], *, ax: Axes | None = None) -> Figure:
-    """ROC of the scores of better against worse answers, with its area and the number of pairs.
+def roc(answers: Sequence[ScoredAnswers] | Outcomes, *, ax: Axes | None = None) -> Figure:
+    """ROC of the scores of better against worse answers, or of each class against the others; with areas.
+
+    Of two classes that exclude each other the second alone is drawn: the first has the same curve.
 
     Args:
-        answers: what `RewardTrainer.answers` gives.
+        answers: what `RewardTrainer.answers` or `ClassificationTrainer.outcomes` gives.
         ax: draw here; None makes a figure.
+
+    Raises:
+        ConfigError: no class that some rows have and others have not.
     """
     try:
         from sklearn.metrics import RocCurveDisplay
     except ImportError as error:
         raise _missing("plots.roc", "scikit-learn", "metrics") from error
     axes = _axes(ax)
+    if isinstance(answers, Outcomes):
+        return _roc_of_classes(answers, axes, RocCurveDisplay)
     labels, scores = roc_points(answers)
     name = f"{int(labels.sum())} pairs"
     RocCurveDisplay.from_predictions(labels, scores, name=name, ax=axes, plot_chance_level=True)
     axes.set(xlabel="share of worse answers above the threshold", ylabel="share of better answers above it")
+    return _figure(axes)
+
+
+def confusion(outcomes: Outcomes, *, ax: Axes | None = None) -> Figure:
+    """Which class is taken for which, in rows; of several classes per row, each against its absence.
+
+    Args:
+        outcomes: what `ClassificationTrainer.outcomes` gives.
+        ax: draw here; None makes a figure. Not for several classes per row, which take an axis each.
+    """
+    try:
+        from sklearn.metrics import ConfusionMatrixDisplay
+    except ImportError as error:
+        raise _missing("plots.confusion", "scikit-learn", "metrics") from error
+    look: dict[str, Any] = {"cmap": "cividis", "colorbar": False}
+    count = len(outcomes.names)
+    if not outcomes.several:
+        axes = _axes(ax)
+        both = outcomes.truth_BK.argmax(-1), outcomes.predicted_BK.argmax(-1)
+        look |= {"labels": range(count), "display_labels": outcomes.names, "xticks_rotation": "vertical"}
+        ConfusionMatrixDisplay.from_predictions(*both, ax=axes, **look)
+        axes.set(xlabel="predicted class (cells: rows)", ylabel="true class")
+        return _figure(axes)
+    if ax is not None:
+        raise ConfigError("plots.confusion: ax has no effect with several classes per row. Leave it out.")
+    figure = _figure(_axes(None))
+    figure.clear()
+    figure.set_size_inches(3 * count, 3)
+    for k, axes in enumerate(figure.subplots(1, count, squeeze=False)[0]):
+        both = outcomes.truth_BK[:, k], outcomes.predicted_BK[:, k]
+        ConfusionMatrixDisplay.from_predictions(*both, labels=(0, 1), ax=axes, **look)
+        axes.set(title=outcomes.names[k], xlabel="predicted (cells: rows)", ylabel="true")
+    return figure
+
+
+def _roc_of_classes(outcomes: Outcomes, axes: Axes, display: Any) -> Figure:
+    truth_BK = outcomes.truth_BK
+    drawn = [k for k in range(len(outcomes.names)) if 0 < truth_BK[:, k].sum() < len(truth_BK)]
+    if not drawn:
+        raise ConfigError(
+            "plots.roc: expected a class that some rows have and others have not, got none. Give more rows."
+        )
+    if len(outcomes.names) == 2 and not outcomes.several:
+        drawn = drawn[-1:]
+    looks = [(colour, style) for style in STYLES for colour in COLOURS]
+    for place, k in enumerate(drawn):
+        # one of each while they last, then the other pairs of colour and line style
+        colour, style = (
+            (COLOURS[place], STYLES[place]) if len(drawn) <= len(STYLES) else looks[place % len(looks)]
+        )
+        display.from_predictions(
+            truth_BK[:, k],
+            outcomes.probabilities_BK[:, k],
+            name=f"{outcomes.names[k]}, {int(truth_BK[:, k].sum())} rows",
+            ax=axes,
+            plot_chance_level=k == drawn[-1],
+            curve_kwargs={"color": colour, "linestyle": style},
+        )
+    axes.set(xlabel="share of other rows above the threshold", ylabel="share of the class's rows above it")
     return _figure(axes)
 
 

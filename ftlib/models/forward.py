@@ -11,8 +11,10 @@ from typing import get_args
 
 from torch import nn
 
+from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.batches import PackedBatch
 from ftlib.errors import CapabilityError, ConfigError
+from ftlib.models.encoders import encoder_scores, require_scores_alone
 from ftlib.models.head import Entropy
 from ftlib.models.parts import Path
 from ftlib.models.plan import plan_for
@@ -56,6 +58,18 @@ class Scorer(nn.Module):
                 "forward: expected a model with a value head for values=True, got one without. Wrap it: "
                 "Scorer(model, value_head=new_value_head(width))."
             )
+        if is_encoder_classifier(self.model):
+            beside = {
+                "hidden": hidden,
+                "values": values,
+                "entropy": bool(entropy),
+                "temperature": temperature != 1,
+            }
+            require_scores_alone(
+                self.model, [name for name, asked in beside.items() if asked], scores, self.path
+            )
+            scores_CK = encoder_scores(self.model, batch)
+            return Scored(scores_CK.new_empty(0), scores_CK=scores_CK)
         plan = plan_for(self.model)
         if self.path == "grouped":
             plan.require_grouped()

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,12 +29,15 @@ from transformers import (
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.attach import attach
+from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.adapters.quantised import is_quantised, steady
 from ftlib.adapters.task import score_head
 from ftlib.adapters.vetting import check_adapter
 from ftlib.errors import CheckpointError, ConfigError
-from ftlib.models.heads import as_reward_model, describe_score, restore_score
+from ftlib.models.classifiers import as_classifier, check_head_alone_is_new, count_labels, is_encoder
+from ftlib.models.heads import as_reward_model, choose_padding, describe_score, restore_score
 from ftlib.models.padding import choose_pad_id, padding_tokenizer
+from ftlib.models.parts import inner_model
 from ftlib.models.precision import choose_dtype, parse_dtype
 from ftlib.models.quantise import parse_quantisation, quantised_loading
 from ftlib.models.quiet import quiet
@@ -43,7 +47,7 @@ from ftlib.models.vetting import weight_files
 __all__ = ["load"]
 
 logger = logging.getLogger(__name__)
-TASKS = ("causal_lm", "seq2seq_lm", "reward")
+TASKS = ("causal_lm", "seq2seq_lm", "masked_lm", "classification", "reward")
 
 AnyModel = PreTrainedModel | PeftModel
 AnyAdapter = Adapter | PeftConfig | str | Path
@@ -67,7 +71,11 @@ def load(
 ) -> tuple[AnyModel, PreTrainedTokenizerBase]: ...
 @overload
 def load(
-    name_or_path: AnyModel, *, adapter: AnyAdapter | None = ..., task: str = ...
+    name_or_path: AnyModel,
+    *,
+    adapter: AnyAdapter | None = ...,
+    task: str = ...,
+    num_labels: int | None = ...,
 ) -> tuple[AnyModel, PreTrainedTokenizerBase | None]: ...
 def load(
     name_or_path: str | Path | AnyModel,
@@ -92,10 +100,11 @@ def load(
             came from, on this machine only, and is None where there is none.
         adapter: what `ftlib.adapters` makes, any `peft.PeftConfig`, or a saved adapter's folder. The base
             is always the model named here. None leaves the model as it is.
-        task: "causal_lm"; "seq2seq_lm", for encoder-decoders such as T5; or "reward": transformers' model
-            for sequence classification with one score. A language model gets a new score head, float32 and
-            drawn from torch's global generator (see `as_reward_model`); a trained reward model, or adapter,
-            keeps its own.
+        task: "causal_lm"; "seq2seq_lm", for encoder-decoders such as T5; "masked_lm", for encoders that fill
+            in masks; or "reward" or "classification": transformers' model for sequence classification with
+            one score, or one per class. A language model gets a new score head, float32 and drawn from
+            torch's global generator (see `as_reward_model`), an encoder its architecture's own head, drawn
+            likewise; a trained classifier, reward model, or adapter keeps its own.
         dtype: of the weights: a torch dtype, its name, or "auto". Auto is bfloat16 for weights that an
             adapter leaves frozen and for checkpoints in half precision (GGUF counts as one), where the
             device computes it fast; else float32. The choice is logged. What an adapter adds is float32;
@@ -103,7 +112,8 @@ def load(
         quantize: "nf4" or "int8" holds the linear layers of the base in 4 or 8 bits, frozen, for an adapter
             to be trained on; None does not. It needs the extra ``quant``.
         gguf_file: name of a GGUF file inside the folder or hub model.
-        num_labels: None.
+        num_labels: classes of task="classification"; None takes those of a classifier's checkpoint, or of a
+            saved adapter.
         revision: of a hub model: branch, tag or commit.
         token: for private hub models; None takes the one stored by the hub's own login.
         local_files_only: never reach the network.
@@ -113,7 +123,7 @@ def load(
 
     Returns:
         (model, tokenizer), the model in evaluation mode as transformers leaves it, the tokenizer as it
-        is; but one for a reward model pads with the id that the model takes for padding.
+        is; but one for a decoder with a score head pads with the id that the model takes for padding.
 
     Raises:
         ConfigError: nothing found, an option that does not fit, or files that are refused.
@@ -136,7 +146,11 @@ def load(
         inner = _inner(name_or_path)
         _check_kind(inner.config, task, type(inner).__name__)
         tokenizer = _tokenizer_beside(name_or_path)
-        return _finish(name_or_path, tokenizer, task, adapter)
+        if task == "classification":
+            inner = inner_model(name_or_path)
+            own = inner.config if inner.get_output_embeddings() is None else None
+            num_labels = count_labels(num_labels, adapter, own)
+        return _finish(name_or_path, tokenizer, task, adapter, num_labels)
     source = find_source(
         name_or_path,
         gguf_file=gguf_file,
@@ -150,44 +164,53 @@ def load(
     tokenizer = _read_tokenizer(source, trust_remote_code=trust_remote_code)
     config = _read_config(source, trust_remote_code=trust_remote_code)
     _check_kind(config, task, source.name)
+    scores = _is_classifier(config) and task in ("classification", "reward")
+    encodes = task == "classification" and is_encoder(config)
+    if task == "classification":
+        num_labels = count_labels(num_labels, adapter, config if scores else None)
+    # an encoder is small, and its own forward takes body and head in one dtype
     full = isinstance(adapter, Adapter) and adapter.config is None
     frozen = packed is not None or (adapter is not None and not full)
-    chosen = _dtype(dtype, config, source, frozen=frozen, device=place)
+    chosen = _dtype(dtype, config, source, frozen=frozen and not encodes, device=place)
     source = replace(source, loading=quantised_loading(packed, chosen, place))
-    if task == "reward" and _is_classifier(config):
-        model = _read_model(source, config, chosen, AutoModelForSequenceClassification, trust_remote_code)
-        restore_score(model, [source.folder / file for file in weight_files(source.folder, source.name)])
-        describe_score(model, choose_pad_id(model, tokenizer))
+    if scores or encodes:
+        model = _read_classifier(source, config, chosen, num_labels, tokenizer, trust_remote_code)
     else:
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = _read_model(source, config, chosen, auto, trust_remote_code)
+        model = _read_model(source, config, chosen, _auto_class(config, task), trust_remote_code)
     if place is not None and packed is None:
         torch.nn.Module.to(model, place)
-    return _finish(model, tokenizer, task, adapter)
+    return _finish(model, tokenizer, task, adapter, num_labels)
 
 
 def _finish(
-    model: AnyModel, tokenizer: PreTrainedTokenizerBase | None, task: str, adapter: AnyAdapter | None
+    model: AnyModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    task: str,
+    adapter: AnyAdapter | None,
+    num_labels: int | None,
 ) -> tuple[AnyModel, PreTrainedTokenizerBase | None]:
     """Make the model one of its task, put the adapter on it, and let the tokenizer pad as it does."""
     if task == "reward":
         model = as_reward_model(model, tokenizer)
-        tokenizer = None if tokenizer is None else padding_tokenizer(model, tokenizer)
-    elif score_head(model) is not None:
+    elif task == "classification":
+        model = as_classifier(model, cast(int, num_labels), tokenizer)
+    elif score_head(model) is not None or is_encoder_classifier(model):
         raise ConfigError(
             f"load: expected a language model for task={task!r}, got one with a score head. "
-            "Pass task='reward'."
+            "Pass task='reward' or 'classification'."
         )
+    if task in ("reward", "classification") and tokenizer is not None:
+        tokenizer = padding_tokenizer(model, tokenizer)
     if adapter is not None:
         with quiet():
-            model = attach(model, adapter)
+            model = attach(model, adapter, tokenizer=tokenizer)
     return model, tokenizer
 
 
 def _check_options(task: str, num_labels: int | None) -> None:
     if task not in TASKS:
         raise ConfigError(f"load: expected task to be one of {TASKS}, got {task!r}. No other is available.")
-    if num_labels is not None:
+    if num_labels is not None and task != "classification":
         raise ConfigError(f"load: num_labels={num_labels} has no effect on task={task!r}. Leave it out.")
 
 
@@ -254,6 +277,8 @@ def _read_model(
     options: dict[str, Any] = {**_gguf(source), **source.loading}
     if source.gguf_file:
         options["quantization_config"] = GgufConfig(dequantize=True)  # else the weights stay packed
+    if auto is AutoModelForSequenceClassification:
+        options["ignore_mismatched_sizes"] = True  # of the head, as is checked below
     try:
         with quiet():
             loaded: Any = auto.from_pretrained(
@@ -273,8 +298,9 @@ def _read_model(
             f"load: expected a model that {auto.__name__} reads at {source.name}, got: {error}"
         ) from error
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    missing = sorted(report["missing_keys"])
-    if missing:
+    if auto is AutoModelForSequenceClassification:
+        check_head_alone_is_new(model, report, source.name)
+    elif missing := sorted(report["missing_keys"]):
         raise CheckpointError(
             f"load: expected all weights of {type(model).__name__} at {source.name}, missing {len(missing)}: "
             f"{', '.join(missing[:3])}. They would be random; the checkpoint is of another class, or damaged."
@@ -284,6 +310,32 @@ def _read_model(
         steady(model)
         model.requires_grad_(False)  # what is not quantised is part of a frozen base
     return model
+
+
+def _read_classifier(
+    source: Source,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    num_labels: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """With the head of the checkpoint; of an encoder, a new one where it has none of that size."""
+    if num_labels is not None:
+        config.num_labels = num_labels
+    model = _read_model(source, config, dtype, AutoModelForSequenceClassification, trust_remote_code)
+    if not is_encoder_classifier(model):
+        restore_score(model, [source.folder / file for file in weight_files(source.folder, source.name)])
+        choose_padding(model, choose_pad_id(model, tokenizer))
+        if num_labels is None:
+            describe_score(model)
+    return model
+
+
+def _auto_class(config: PretrainedConfig, task: str) -> Any:
+    if task == "masked_lm":
+        return AutoModelForMaskedLM
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _read_tokenizer(source: Source, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:

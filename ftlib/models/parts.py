@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlib.adapters.attach import model_capabilities
+from ftlib.adapters.encoder_head import is_encoder_classifier
+from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.adapters.task import score_head
 from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError
@@ -129,11 +131,13 @@ def inner_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside, adapters and all.
 
     Raises:
-        CapabilityError: neither a language model nor a decoder with a score head.
+        CapabilityError: neither a language model nor a classifier.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel) or (
-        inner.get_output_embeddings() is None and score_head(inner) is None
+        inner.get_output_embeddings() is None
+        and score_head(inner) is None
+        and not is_encoder_classifier(inner)
     ):
         raise CapabilityError(
             f"models.forward: expected a causal language model of transformers, plain or with adapters, got "

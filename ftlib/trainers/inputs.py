@@ -15,10 +15,11 @@ from ftlib.adapters.quantised import require_trainable
 from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
 from ftlib.errors import ConfigError, DataError
+from ftlib.models.encoders import first_position
 from ftlib.models.load import AnyAdapter, load
 from ftlib.models.parts import inner_model, language_task
 
-__all__ = ["AnyAdapter", "check_encoder", "context_length", "encode", "resolve_model"]
+__all__ = ["AnyAdapter", "check_encoder", "context_length", "encode", "is_encoded", "resolve_model"]
 
 SHOWN = 20  # rows named in an error
 
@@ -54,7 +55,7 @@ def resolve_model(
     made = prepare(model, tokenizer)
     if adapter is None:
         require_trainable(made)
-    return made if adapter is None else adapters.attach(made, adapter), tokenizer
+    return made if adapter is None else adapters.attach(made, adapter, tokenizer=tokenizer), tokenizer
 
 
 def check_encoder(encoder: Encoder | None, model: AnyModel) -> Encoder | None:
@@ -94,7 +95,7 @@ def encode(
             f"{name}: expected data with a length, got an IterableDataset. "
             "Take what you train on: Dataset.from_list(list(stream.take(n)))."
         )
-    if not _encoded(data):
+    if not is_encoded(data):
         data = encoder()(data if isinstance(data, Dataset) else load_records(data))
     if len(data) == 0:
         raise DataError(f"{name}: expected at least one example, got none.", code="empty_data")
@@ -102,7 +103,8 @@ def encode(
     return data
 
 
-def _encoded(data: Any) -> bool:
+def is_encoded(data: Any) -> bool:
+    """Whether these are encoded examples; else they are records."""
     if isinstance(data, Dataset):
         return "continuation_ids" in data.column_names
     return (
@@ -138,4 +140,5 @@ def context_length(model: AnyModel) -> int | None:
     """Most positions the model was built for; None where its config does not say."""
     text = inner_model(model).config.get_text_config(decoder=True)
     limit = getattr(text, "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    taken = adapters.model_capabilities(model).virtual_tokens
+    return None if limit is None else int(limit) - taken - first_position(inner_model(model))
