@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
+from ftlib.data.as_given import TokenRows, WeightedSegments
 from ftlib.data.cells import has
 from ftlib.data.instructions import (
     Instruction,
@@ -34,6 +35,7 @@ from ftlib.data.segments import (
     Segment,
     Segments,
     Skipped,
+    Tokens,
 )
 from ftlib.data.spellings import is_comparison, is_pair
 from ftlib.errors import ConfigError, DataError
@@ -48,7 +50,9 @@ __all__ = [
     "instruction",
     "preference",
     "prompt_completion",
+    "segments",
     "text",
+    "tokens",
 ]
 
 EosPolicy = Literal["append", "none"]
@@ -180,7 +184,7 @@ class Preference:
 
     def based(self, made: Made) -> Preference:
         """The same with a base: the one that laid out `made`."""
-        if self.base is not None or isinstance(made, Skipped):
+        if self.base is not None or isinstance(made, Skipped | Tokens):
             return self
         example = made.examples[0] if isinstance(made, Answers) else made
         if isinstance(example, Conversation):
@@ -189,7 +193,7 @@ class Preference:
 
     def _alone(self, row: Row) -> Segments | Conversation:
         made: Made = (self.base or _of_one_answer(row))(row)
-        if isinstance(made, Answers | Skipped):
+        if isinstance(made, Answers | Skipped | Tokens):
             raise ConfigError(
                 "preference: expected a base that lays out one answer, such as prompt_completion() or "
                 f"chat(), got {self.base!r:.80}."
@@ -302,6 +306,20 @@ def preference(base: Formatter | Callable[[Row], Made] | None = None) -> Formatt
     return Preference(base)
 
 
+def segments() -> Formatter:
+    """Text that is final, in stretches with a loss weight each: rows with `segments`.
+
+    Nothing is put before, between or after the stretches, and control tokens written in them are meant as
+    such, so a text that should end in EOS ends in it as written.
+    """
+    return WeightedSegments()
+
+
+def tokens() -> Formatter:
+    """Token ids as they are: rows with `input_ids` and `labels`, or with the three ids of a pair."""
+    return TokenRows()
+
+
 def by_columns(row: Row) -> Formatter:
     """The formatter whose canonical columns the row has.
 
@@ -309,6 +327,10 @@ def by_columns(row: Row) -> Formatter:
         DataError: ``unknown_format``.
     """
     answers = row.get("answers")
+    if has(row, "input_ids") or has(row, "chosen_ids", "rejected_ids"):
+        return tokens()
+    if isinstance(row.get("segments"), list):
+        return segments()
     if has(row, "chosen", "rejected"):
         return preference()
     if isinstance(answers, list) and len(answers) > 1 and is_comparison(row):
@@ -317,6 +339,13 @@ def by_columns(row: Row) -> Formatter:
 
 
 def _of_one_answer(row: Row) -> Formatter:
+    if isinstance(row.get("label"), bool) and has(row, "prompt", "completion"):
+        raise DataError(
+            "expected answers to learn, got judged ones, the bad among the good. Keep the good ones: "
+            'records.filter(lambda row: row["label"]).remove_columns("label").',
+            code="unknown_format",
+            column="label",
+        )
     if isinstance(row.get("messages"), list) or isinstance(row.get("prompt"), list):
         return chat()
     if isinstance(row.get("prompt"), str):

@@ -11,7 +11,8 @@ from ftlib.data.examples import Example, refused
 from ftlib.data.groups import common, pairs, refuse_identical, share
 from ftlib.data.overflow import Overflow, Weighted, fit
 from ftlib.data.pieces import Stretches, stretches
-from ftlib.data.segments import Answers, Conversation, Made, Row, Segments, Skipped, TrainOn
+from ftlib.data.ready import check_ready, ready
+from ftlib.data.segments import Answers, Conversation, Made, Row, Segments, Skipped, Tokens, TrainOn
 from ftlib.data.templates import ChatTemplate
 from ftlib.data.tokens import Piece, TokenBackend
 from ftlib.data.weights import segment_weights, trained_turns
@@ -99,6 +100,8 @@ class RowEncoder:
         made = self.formatter(row)
         if isinstance(made, Skipped):
             raise DataError(f"expected a row to answer, got one that is left out: {made.reason}.")
+        if isinstance(made, Tokens):
+            return list(self._ready(made, "").prefix[0])
         if isinstance(made, Answers):
             prompts = [self._prompt_ids(example) for example in made.examples]
             return prompts[0][: common(prompts)]
@@ -125,6 +128,8 @@ class RowEncoder:
         made = self.formatter(row)
         if isinstance(made, Skipped):
             return [Example(([], []), (), source, dropped=made.reason)]
+        if isinstance(made, Tokens):
+            return [self._ready(made, source)]
         given = made.extras if isinstance(made, Answers) else {}
         self._check_extras(given)
         if not isinstance(made, Answers):
@@ -143,6 +148,18 @@ class RowEncoder:
         return [
             _Plan(tuple(examples[0] for examples in sides), source, first=True, checked=checked, extras=given)
         ]
+
+    def _ready(self, made: Tokens, source: str) -> Example:
+        check_ready(self.train_on, self.prompt_loss_weight, apart=self.apart)
+        return ready(
+            made,
+            source,
+            everything=self.train_on == "all",
+            max_length=self.max_length,
+            overflow=self.overflow,
+            vocabulary=len(self.backend.tokenizer),
+            stop_ids=self.stop_ids,
+        )
 
     def _sides(self, made: Segments | Conversation) -> list[_Side]:
         """One example as text; several where a template needs one per trained turn."""

@@ -23,6 +23,7 @@ __all__ = [
     "Segment",
     "Segments",
     "Skipped",
+    "Tokens",
     "TrainOn",
 ]
 
@@ -126,7 +127,23 @@ class Skipped:
     reason: str
 
 
-Made = Segments | Conversation | Answers | Skipped
+@final
+@dataclass(frozen=True)
+class Tokens:
+    """An example that is tokenised already; the encoder checks it and takes it as it is.
+
+    Args:
+        prompt: ids that come first and weigh nothing, shared by all answers.
+        answers: ids after the prompt; of several the better one first.
+        weights: one per id of a single answer; `None` where the row does not say.
+    """
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    weights: tuple[float, ...] | None = None
+
+
+Made = Segments | Conversation | Answers | Skipped | Tokens
 
 
 @runtime_checkable
