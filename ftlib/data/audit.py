@@ -28,9 +28,11 @@ def digest(example: Example) -> int:
     return _number(ids.tobytes() + weights.tobytes())
 
 
-def repeated(digests: Sequence[int]) -> int:
-    """How many are equal to an earlier one."""
-    return len(digests) - len(set(digests))
+def repeated(digests: Sequence[int], seen: set[int]) -> int:
+    """How many are equal to an earlier one or in `seen`, to which all are added."""
+    before = len(seen)
+    seen.update(digests)
+    return len(digests) - (len(seen) - before)
 
 
 def overlap(encoded: Dataset, against: Dataset, *, before: int = 0) -> int:

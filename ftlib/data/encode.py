@@ -170,7 +170,7 @@ class Encoder:
             )
         if self.report.dropped:
             encoded = encoded.select([i for i, reason in enumerate(status["dropped"]) if reason is None])
-        self.report.duplicates = audit.repeated(encoded["digest"])
+        self.report.duplicates = audit.repeated(encoded["digest"], set())
         if against is not None:
             self.report.overlap = audit.overlap(encoded, against, before=len(self._backend.bos_ids))
         self._warn()
@@ -266,12 +266,17 @@ class Encoder:
         report = self.report = Report()
         columns = records.column_names or list(_first(records))
         wanted = features(worker.rows.extras)
+        seen: set[int] = set()
 
         def encode(batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
+            if indices[0] == 0:
+                seen.clear()
             encoded = worker(batch, indices)
             rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
             count(report, rows)
-            return {name: [row[name] for row in rows if row["dropped"] is None] for name in wanted}
+            kept = [row for row in rows if row["dropped"] is None]
+            report.duplicates += audit.repeated([row["digest"] for row in kept], seen)
+            return {name: [row[name] for row in kept] for name in wanted}
 
         return records.map(
             encode,

@@ -29,8 +29,7 @@ class Report:
         stop_added: examples whose template left the last turn without a stop token; EOS was added.
         system_from_template: examples with a system text of the template's own.
         system_added: examples that got the formatter's system text.
-        duplicates: examples of the same ids and weights as an earlier one; `None` of a stream, which is not
-            remembered.
+        duplicates: examples of the same ids and weights as an earlier one.
         overlap: examples whose prompt (of texts: all) stands in the data they were held against, too;
             `None`: against none.
     """
@@ -49,7 +48,7 @@ class Report:
     stop_added: int = 0
     system_from_template: int = 0
     system_added: int = 0
-    duplicates: int | None = None
+    duplicates: int = 0
     overlap: int | None = None
 
     @property

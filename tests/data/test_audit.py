@@ -93,11 +93,13 @@ def test_workers_and_caches_change_nothing(tmp_path):
     assert audited(records) == audited(records) == audited(records, num_proc=2)
 
 
-def test_a_stream_remembers_nothing():
+def test_a_stream_counts_duplicates_within_each_reading():
+    records = pairs(*((f"q{i % 40}", "a") for i in range(100)))
     encoder = Encoder(tiny())
-    train = encoder(pairs(("q", "a")))
-    stream = pairs(("q", "a"), ("q", "a")).to_iterable_dataset()
-    list(encoder(stream))
-    assert encoder.report.duplicates is None
+    stream = encoder(records.to_iterable_dataset())
+    list(stream)
+    assert encoder.report == audited(records)
+    list(stream)
+    assert (encoder.report.duplicates, encoder.report.rows) == (2 * 60, 2 * 100)
     with pytest.raises(ConfigError, match="against has no effect on a stream"):
-        encoder(stream, against=train)
+        encoder(records.to_iterable_dataset(), against=Encoder(tiny())(records))
