@@ -34,13 +34,16 @@ from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
 from ftlib.adapters.classes import read_classes, set_classes
 from ftlib.adapters.encoder_head import encoder_head
+from ftlib.adapters.eva import fit_eva, set_eva
 from ftlib.adapters.fused import fuse
 from ftlib.adapters.ia3 import fit_ia3
+from ftlib.adapters.initial import keep_initial, own_generator, require_own_base, require_repeatable
 from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
 from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised, require_trainable
 from ftlib.adapters.slices import slice_fused
 from ftlib.adapters.soft import fit_virtual_tokens, set_start
 from ftlib.adapters.task import SCORE, fit_task, score_head
+from ftlib.adapters.tokens import fit_new_tokens, grow_for_tokens
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
 from ftlib.errors import CapabilityError, ConfigError
 
@@ -88,18 +91,24 @@ def attach(
         require_trainable(model)
         return model.requires_grad_(True)
     config = _bound_copy(model, adapter.config)
+    fit_eva(config, adapter.data)
+    fit_new_tokens(config, model)
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             raise ConfigError(
                 f"attach: expected a free adapter name, got {name!r}. Taken: {sorted(model.peft_config)}."
             )
         _require_one_kind(model, config)
+        require_own_base(model, config)
         model.add_adapter(name, config)
         _activate(model, name, trained=True)
     else:
-        with _settled_names():
+        with _settled_names(), own_generator(config, model):
             model = cast(PeftModel, get_peft_model(model, config, adapter_name=name))
     _settle(model, name)
+    keep_initial(model, name)
+    if adapter.data is not None:
+        set_eva(model, name, adapter.data)
     if adapter.start is not None:
         set_start(model, name, adapter.start, tokenizer)
     return model
@@ -118,7 +127,8 @@ def load_adapter(
     folder = Path(folder).expanduser()
     check_adapter(folder)
     config = _bound_copy(model, PeftConfig.from_pretrained(str(folder)))
-    config.inference_mode = not trainable
+    require_repeatable(config, folder)
+    grow_for_tokens(config, model)
     head = [SCORE] if score_head(model) is not None else list(encoder_head(model))
     if head and not _holds(folder, head):
         raise CapabilityError(
@@ -131,6 +141,7 @@ def load_adapter(
     config.inference_mode = not resumes
     if isinstance(model, PeftModel):
         _require_one_kind(model, config)
+        require_own_base(model, config)
         model.load_adapter(str(folder), name, is_trainable=resumes, peft_config=config)
     else:
         with _settled_names():

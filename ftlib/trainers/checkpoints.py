@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ftlib.adapters.attach import AnyModel
+from ftlib.adapters.initial import InitialFactors
 from ftlib.data.sampler import StepSampler
 from ftlib.engine.callbacks import CallbackDispatcher
 from ftlib.engine.changes import differences, refuse_changes
@@ -61,7 +62,8 @@ class Checkpoints:
         self.saved_step: int | None = None  # of the last checkpoint written or resumed from
         self._make_identity = identity
         self._identity: Mapping[str, Any] | None = None
-        self._parts = parts
+        initial = InitialFactors(model)  # of an adapter that changed its base when it was attached
+        self._parts = lambda: {**parts(), **({"initial_factors": initial} if initial else {})}
         self._run_id = engine.from_first_rank(uuid.uuid4().hex[:12])
         self._resumed_from: Path | None = None
 

@@ -115,7 +115,7 @@ def test_what_a_peft_configuration_promises(config: LoraConfig, identity: bool, 
     [
         ({"r": 0}, "rank r >= 1, got 0"),
         ({"dropout": 1.0}, r"dropout in \[0, 1\), got 1.0"),
-        ({"init": "eva"}, "got 'eva'"),
+        ({"init": "corda"}, "got 'corda'"),
         ({"init": "orthogonal", "r": 3}, "even rank .* got 3. Take r=4"),
     ],
 )
