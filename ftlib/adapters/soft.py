@@ -69,12 +69,24 @@ class SoftStart:
 def fit_virtual_tokens(config: PeftConfig, model: nn.Module) -> None:
     """Give a configuration of virtual tokens the widths of a model; any other is left alone.
 
+    Those of an encoder-decoder are read by its encoder: peft would make as many again for its decoder, which
+    nothing reads.
+
     Raises:
-        CapabilityError: keys and values in a cache, for a model that drops its cache to recompute layers.
+        CapabilityError: keys and values in a cache, for an encoder-decoder, or for a model that drops its
+            cache to recompute layers.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(config, PromptLearningConfig) or not isinstance(inner, PreTrainedModel):
         return
+    if inner.config.is_encoder_decoder:
+        if config.peft_type == PeftType.PREFIX_TUNING:
+            raise CapabilityError(
+                f"attach: expected a decoder for a prefix, got the encoder-decoder {type(inner).__name__}, "
+                "half of whose layers would have no keys and values of their own in peft. Take "
+                "ftlib.adapters.prompt() or lora()."
+            )
+        config.num_transformer_submodules = 1
     if config.peft_type != PeftType.PREFIX_TUNING:
         width = cast(nn.Embedding, inner.get_input_embeddings()).embedding_dim
         config.token_dim = config.token_dim or width  # not always that of the hidden states

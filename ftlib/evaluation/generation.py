@@ -94,7 +94,7 @@ def generate(
     if batch_size < 1:
         raise ConfigError(f"generate: expected batch_size >= 1, got {batch_size}.")
     apart = language_task(model) == "seq2seq_lm"  # returned are a start token and the completion alone
-    if virtual is not None:
+    if virtual is not None and not apart:
         _require_cache(settings)
     room = _room(model, prompts, max_new_tokens, apart=apart)
     device = cast(nn.Embedding, inner.get_input_embeddings()).weight.device
@@ -108,11 +108,13 @@ def generate(
             ids_BL, mask_BL = _padded(rows, settings.pad_token_id, device, left=not apart)
             settings.max_new_tokens = room[batch[0]]
             inputs = {"input_ids": ids_BL, "attention_mask": mask_BL}
-            if virtual is not None:
+            if virtual is not None and apart:
+                inputs = virtual.before_text(inner.get_encoder(), ids_BL, mask_BL)
+            elif virtual is not None:
                 padded = virtual.left_padded(inner, ids_BL, mask_BL, copies=settings.num_beams or 1)
                 inputs = _with_virtual(padded, settings.pad_token_id)
-            ids_BN = write(**inputs, generation_config=settings)
             first = 1 if apart else inputs["input_ids"].shape[1]
+            ids_BN = write(**inputs, generation_config=settings)
             for index, row in zip(batch, ids_BN[:, first:].tolist(), strict=True):
                 completions[index] = _until_stop(row, stop_ids)
     return completions

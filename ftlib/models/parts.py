@@ -184,15 +184,9 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
         CapabilityError: not a language model, or one without a body of its own or a token to start from.
     """
     inner = inner_model(model)
+    virtual = virtual_tokens(model)
     if inner.config.is_encoder_decoder:
-        if virtual_tokens(model) is not None:
-            raise CapabilityError(
-                f"models.forward: expected a decoder for virtual tokens, got the encoder-decoder "
-                f"{type(inner).__name__}. Take ftlib.adapters.lora()."
-            )
-        return Plan(
-            inner.get_decoder(), _head(inner), path, reason, takes_positions=False, reader=_reader(inner)
-        )
+        return Plan(inner.get_decoder(), _head(inner), path, reason, False, _reader(inner), virtual)
     body = inner.base_model
     if body is inner or not isinstance(body, PreTrainedModel):
         raise CapabilityError(
@@ -200,7 +194,7 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
             "without one. Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
         )
     takes_positions = "position_ids" in inspect.signature(body.forward).parameters
-    return Plan(body, _head(inner), path, reason, takes_positions, virtual=virtual_tokens(model))
+    return Plan(body, _head(inner), path, reason, takes_positions, virtual=virtual)
 
 
 def _reader(inner: PreTrainedModel) -> Reader:

@@ -58,7 +58,7 @@ def _decide(model: nn.Module) -> tuple[Path, str]:
     exact = torch.autocast(padded.body.device.type, enabled=False)
     if padded.reader is not None:
         with evaluation_mode(model), torch.no_grad(), exact:
-            _check_encoder_decoder(inner, padded, ids_BL, batch)
+            _check_encoder_decoder(model, padded, ids_BL, batch)
         return "padded", "an encoder reads each prompt once, and a decoder each continuation of it"
     with evaluation_mode(model), torch.no_grad(), exact:
         states_BLD = padded.body(input_ids=ids_BL, use_cache=False).last_hidden_state
@@ -105,17 +105,18 @@ def _check_logits(inner: PreTrainedModel, head: Head, ids_BL: Tensor, states_BLD
         )
 
 
-def _check_encoder_decoder(inner: PreTrainedModel, plan: Plan, ids_BL: Tensor, batch: PackedBatch) -> None:
+def _check_encoder_decoder(model: nn.Module, plan: Plan, ids_BL: Tensor, batch: PackedBatch) -> None:
     """On one prompt of two tokens with two continuations, against the model's own forward on two rows."""
+    own = model if plan.virtual is not None else inner_model(model)  # peft adds virtual tokens
     head, start_id = cast(Head, plan.head), cast(Reader, plan.reader).start_id
     states_ND, _ = hidden_states(plan, batch, GroupLayout(batch.spans))
     read_BL = torch.stack([torch.full_like(ids_BL[:, 0], start_id), ids_BL[:, 2]], dim=1)
-    own_BLV = inner(input_ids=ids_BL[:, :2], decoder_input_ids=read_BL, use_cache=False).logits
+    own_BLV = own(input_ids=ids_BL[:, :2], decoder_input_ids=read_BL, use_cache=False).logits
     error = _error(head.logits(states_ND), own_BLV.flatten(0, 1))
     if not error <= torch.finfo(states_ND.dtype).eps ** 0.5:
         raise CapabilityError(
             f"models.forward: expected logits that are a linear head on the decoder's last hidden state, got "
-            f"{type(inner).__name__}, whose own logits differ by {error:.2g} of their size. "
+            f"{type(inner_model(model)).__name__}, whose own logits differ by {error:.2g} of their size. "
             "Compute log-probabilities from its logits with ftlib.losses.token_logprobs."
         )
 

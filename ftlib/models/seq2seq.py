@@ -37,9 +37,13 @@ def decoder_states(plan: Plan, batch: PackedBatch, *, last: bool) -> tuple[Tenso
         DataError: a group without a prompt, or with a scored token in it.
     """
     reader, device = cast(Reader, plan.reader), batch.ids_T.device
+    _require_prompts(batch)
     lengths = [length for span in batch.spans for length in span.continuations]
-    # 1. each prompt once
-    encoded_GPD, mask_GP = _encoded(reader, batch)
+    # 1. each prompt once, behind its virtual tokens
+    embeds_TD = None
+    if plan.virtual is not None:
+        batch, embeds_TD = plan.virtual.embed(reader.module, batch)
+    encoded_GPD, mask_GP = _encoded(reader, batch, embeds_TD)
     # 2. each continuation behind the start token, beside its prompt
     group_C = torch.tensor([g for g, span in enumerate(batch.spans) for _ in span.continuations]).to(device)
     answers_CL = batch.ids_T[_rows_of_continuations(batch).to(device)]
@@ -66,8 +70,7 @@ def decoder_states(plan: Plan, batch: PackedBatch, *, last: bool) -> tuple[Tenso
     return decoded_CLD[batch.owner_N, columns_N], last_CD
 
 
-def _encoded(reader: Reader, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """The encoder's states [G, P, D] and the mask of what is no padding, int64 [G, P]."""
+def _require_prompts(batch: PackedBatch) -> None:
     empty = sum(span.prefix == 0 for span in batch.spans)
     if empty:
         raise DataError(
@@ -75,15 +78,18 @@ def _encoded(reader: Reader, batch: PackedBatch) -> tuple[Tensor, Tensor]:
             "has nothing to encode. Give rows with prompt and completion.",
             code="no_prompt",
         )
+
+
+def _encoded(reader: Reader, batch: PackedBatch, embeds_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The encoder's states [G, P, D], of embeddings if these are given; and the mask, int64 [G, P]."""
     rows_GP = pad_sequence(
         [torch.arange(span.start, span.start + span.prefix) for span in batch.spans], batch_first=True
     )
     sizes_G = torch.tensor([span.prefix for span in batch.spans])
     mask_GP = torch.arange(rows_GP.shape[1])[None] < sizes_G[:, None]
-    device = batch.ids_T.device
-    mask_GP = mask_GP.long().to(device)
-    output = reader.module(input_ids=batch.ids_T[rows_GP.to(device)], attention_mask=mask_GP)
-    return output.last_hidden_state, mask_GP
+    rows_GP, mask_GP = (each.to(batch.ids_T.device) for each in (rows_GP, mask_GP.long()))
+    read = {"input_ids": batch.ids_T[rows_GP]} if embeds_TD is None else {"inputs_embeds": embeds_TD[rows_GP]}
+    return reader.module(**read, attention_mask=mask_GP).last_hidden_state, mask_GP
 
 
 def _rows_of_continuations(batch: PackedBatch) -> Tensor:

@@ -102,6 +102,13 @@ class VirtualTokens:
         prompt_1nD: Tensor = self.model.get_prompt(1)
         return prompt_1nD[0]
 
+    def before_text(self, encoder: PreTrainedModel, ids_BL: Tensor, mask_BL: Tensor) -> dict[str, Tensor]:
+        """What an encoder reads of rows that are padded on the right: [virtual][text][pads]."""
+        embeds_BLD = _embedding(encoder)(ids_BL)
+        prompt_BnD = self._embeddings().to(embeds_BLD.dtype).expand(len(ids_BL), -1, -1)
+        mask_BS = torch.cat([mask_BL.new_ones(len(ids_BL), self.count), mask_BL], 1)
+        return {"inputs_embeds": torch.cat([prompt_BnD, embeds_BLD], 1), "attention_mask": mask_BS}
+
     def unpadded(self, inner: PreTrainedModel) -> bool:
         """Whether rows of different lengths cannot share a batch: a sliding window would count the pads that
         come between the virtual tokens in the cache and the text.
