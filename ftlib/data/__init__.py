@@ -7,9 +7,10 @@ from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.labelled import LabelledEncoder
 from ftlib.data.labels import Labels
-from ftlib.data.records import load_records
+from ftlib.data.records import LoadReport, load_records, load_report
 from ftlib.data.sampler import StepSampler, balance, pack
-from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments, Skipped
+from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments, Skipped, Tokens
+from ftlib.data.to_trl import to_trl
 from ftlib.data.transforms import split
 
 __all__ = [
@@ -19,15 +20,19 @@ __all__ = [
     "Formatter",
     "LabelledEncoder",
     "Labels",
+    "LoadReport",
     "Segment",
     "Segments",
     "Skipped",
     "StepSampler",
+    "Tokens",
     "balance",
     "collate",
     "formatters",
     "instructions",
     "load_records",
+    "load_report",
     "pack",
     "split",
+    "to_trl",
 ]

@@ -112,7 +112,8 @@ def canonical_messages(
 
 
 def restored(stored: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """A stored message as templates read it: no null keys, JSON text parsed, unknown keys put back.
+    """A stored message as templates read it: no null keys, JSON text parsed, unknown keys put back, and
+    `reasoning` under the two names that templates know.
 
     Raises:
         DataError: a message without a role, or JSON text that is none.
@@ -123,6 +124,8 @@ def restored(stored: Mapping[str, Any], column: str) -> dict[str, Any]:
     message |= _object_of(message.pop("extra", None))
     if "tool_calls" in message:
         message["tool_calls"] = dicts_of(message["tool_calls"], f"{column}.tool_calls")
+    if "reasoning" in message:
+        message |= dict.fromkeys(("reasoning_content", "thinking"), message["reasoning"])
     return message
 
 
@@ -250,7 +253,8 @@ def _read(content: Any, column: str) -> _Content:
                 )
     thought = "".join(found.reasoning)
     nothing = None if content else ""
-    return _Content("".join(texts) if texts else nothing, [thought] if thought else [], found.calls, found.results)
+    text = "".join(texts) if texts else nothing
+    return _Content(text, [thought] if thought else [], found.calls, found.results)
 
 
 def _calls(value: Any, column: str) -> list[dict[str, Any]]:
