@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftlib.data import formatters, instructions
+from ftlib.data import cloze, formatters, instructions
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.labelled import LabelledEncoder
@@ -27,6 +27,7 @@ __all__ = [
     "StepSampler",
     "Tokens",
     "balance",
+    "cloze",
     "collate",
     "formatters",
     "instructions",

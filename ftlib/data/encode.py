@@ -22,6 +22,7 @@ from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ftlib.data import audit, formatters
+from ftlib.data.cloze import Cloze
 from ftlib.data.environment import environment_kept
 from ftlib.data.fingerprint import code_fingerprint, identity
 from ftlib.data.overflow import Overflow
@@ -107,6 +108,8 @@ class Encoder:
             raise ConfigError(f"Encoder: overflow={overflow!r} has no effect without max_length. Give both.")
         if max_length is not None and max_length < 1:
             raise ConfigError(f"Encoder: expected max_length >= 1, got {max_length}.")
+        if isinstance(formatter, Cloze):
+            formatter = formatter.bound(tokenizer)
         self.formatter = formatter
         self.train_on = train_on
         self.prompt_loss_weight = prompt_loss_weight

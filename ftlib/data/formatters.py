@@ -12,6 +12,7 @@ from typing import Literal, final
 
 from ftlib.data.as_given import TokenRows, WeightedSegments
 from ftlib.data.cells import has
+from ftlib.data.cloze import Cloze, Manual, Verbalizer
 from ftlib.data.instructions import (
     Instruction,
     Kind,
@@ -24,6 +25,7 @@ from ftlib.data.instructions import (
 )
 from ftlib.data.instructions.layout import as_messages
 from ftlib.data.messages import ROLES, dicts_of, restored
+from ftlib.data.pattern import parse
 from ftlib.data.preferences import canonical_pair, canonical_ranked, ranks_of
 from ftlib.data.segments import (
     Answers,
@@ -47,6 +49,7 @@ __all__ = [
     "Text",
     "by_columns",
     "chat",
+    "cloze",
     "instruction",
     "preference",
     "prompt_completion",
@@ -290,6 +293,20 @@ def _kind(template: str | Sequence[str] | Kind, joiner: str, seed: int) -> Kind:
     if (joiner, seed) != ("\n", 0):
         raise ConfigError("instruction: joiner and seed have no effect on a kind. Give them to its function.")
     return template
+
+
+def cloze(pattern: str, verbalizer: Verbalizer | Mapping[str, str], *, label: str = "label") -> Cloze:
+    """Rows as questions with a gap, to be answered by one of the words that stand for the classes.
+
+    Args:
+        pattern: a template in the language of `ftlib.data.pattern`, such as ``"{text} It was {mask}."``.
+        verbalizer: one of `ftlib.data.cloze`, or a mapping from each class to its word.
+        label: column of the class; a row without it is to be answered.
+
+    Raises:
+        ConfigError: a template that does not parse, or has not exactly one mask.
+    """
+    return Cloze(parse(pattern), Manual(verbalizer) if isinstance(verbalizer, Mapping) else verbalizer, label)
 
 
 def preference(base: Formatter | Callable[[Row], Made] | None = None) -> Formatter:

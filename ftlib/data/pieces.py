@@ -42,14 +42,16 @@ def stretches(
 
     Args:
         segments: the example.
-        weights: one per part; a boundary counts only where its part has weight.
+        weights: one per part; a boundary counts only where its part has weight, or is a tail.
         backend: says what a control token is and how it is spelled out.
         apart: what follows the first boundary begins a sequence of its own, as a decoder's does.
 
     Raises:
         DataError: a control token in people's text that cannot be spelled out.
     """
-    cuts = [i for i, part in enumerate(segments.parts) if part.boundary and weights[i] > 0]
+    parts = segments.parts
+    # what stands after a scored word is cut off from it too
+    cuts = [i for i, p in enumerate(parts) if p.boundary and (weights[i] > 0 or p.role == "tail")]
     edges = [0, *cuts, len(segments.parts)]
     pieces: list[list[Piece]] = []
     control = 0

@@ -13,6 +13,7 @@ from ftlib.data.overflow import Overflow, Weighted, fit
 from ftlib.data.pieces import Stretches, stretches
 from ftlib.data.ready import check_ready, ready
 from ftlib.data.segments import Answers, Conversation, Made, Row, Segments, Skipped, Tokens, TrainOn
+from ftlib.data.shorten import shortened
 from ftlib.data.templates import ChatTemplate
 from ftlib.data.tokens import Piece, TokenBackend
 from ftlib.data.weights import segment_weights, trained_turns
@@ -48,6 +49,7 @@ class _Plan:
     first: bool
     checked: bool
     extras: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    cut: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -132,9 +134,12 @@ class RowEncoder:
             return [self._ready(made, source)]
         given = made.extras if isinstance(made, Answers) else {}
         self._check_extras(given)
+        cut = False
+        if self.max_length is not None and not isinstance(made, Conversation):
+            made, cut = shortened(made, self.backend.tokenizer, self._excess)
         if not isinstance(made, Answers):
             return [
-                _Plan((side,), source, first=number == 0, checked=checked)
+                _Plan((side,), source, first=number == 0, checked=checked, cut=cut)
                 for number, side in enumerate(self._sides(made))
             ]
         self._check_answers(made)
@@ -146,7 +151,7 @@ class RowEncoder:
                 code="template",
             )
         return [
-            _Plan(tuple(examples[0] for examples in sides), source, first=True, checked=checked, extras=given)
+            _Plan(tuple(examples[0] for examples in sides), source, True, checked, given, cut),
         ]
 
     def _ready(self, made: Tokens, source: str) -> Example:
@@ -160,6 +165,14 @@ class RowEncoder:
             vocabulary=len(self.backend.tokenizer),
             stop_ids=self.stop_ids,
         )
+
+    def _excess(self, made: Segments | Answers) -> int:
+        """Tokens by which an example is longer than `max_length`."""
+        examples = made.examples if isinstance(made, Answers) else (made,)
+        sides = [side for example in examples for side in self._sides(example)]
+        joined = [self._joined(side, iter(self.backend.encode(side.pieces))) for side in sides]
+        longest = max(len(rest[0]) + (len(prompt[0]) if prompt else 0) for prompt, rest in joined)
+        return longest - (self.max_length or longest)
 
     def _sides(self, made: Segments | Conversation) -> list[_Side]:
         """One example as text; several where a template needs one per trained turn."""
@@ -255,9 +268,10 @@ class RowEncoder:
         except DataError as error:
             return refused(plan.source, error, first=plan.first)
         notes = plan.notes
-        if cut:
+        if cut or plan.cut:
             notes = (*notes, "truncated")
-        if not all(self._stops(prefix, answer) for answer in answers):
+        written = not plan.sides[0].segments.closed
+        if written and not all(self._stops(prefix, answer) for answer in answers):
             notes = (*notes, "without_terminator")
         return Example(
             prefix, answers, plan.source, plan.extras, sum(trained), len(compared), notes, plan.first
@@ -301,6 +315,9 @@ class RowEncoder:
         if side.segments.eos and self.backend.eos_id is not None and rest[0][-1:] != [self.backend.eos_id]:
             rest[0].append(self.backend.eos_id)
             rest[1].append(side.weights[-1])
+        ending = list(self.backend.ending_ids) if side.segments.closed else []
+        if ending and rest[0][-len(ending) :] != ending:
+            rest = [*rest[0], *ending], [*rest[1], *([0.0] * len(ending))]
         return prompt, rest
 
     def _with_bos(
@@ -347,6 +364,8 @@ class RowEncoder:
         around = len(self.backend.bos_ids)
         if self.apart:
             around += around + len(self.backend.ending_ids)
+        if side.segments.closed:
+            around += len(self.backend.ending_ids)
         allowed = side.stretches.control + side.segments.eos + (around if side.segments.bos else 0)
         found = sum(1 for i in ids if i in self.backend.control_ids)
         if found > allowed:

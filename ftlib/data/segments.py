@@ -69,11 +69,14 @@ class Segments:
         bos: the example starts with what the tokenizer itself puts before plain text (a BOS token,
             or nothing); False for rendered templates, which write their own.
         eos: the example ends in the tokenizer's EOS, weighted like the last part; never doubled.
+        closed: the example ends in what the tokenizer itself puts after plain text (BERT's separator, or
+            nothing), of weight 0: for text that is scored, not written.
     """
 
     parts: tuple[Segment, ...]
     bos: bool = True
     eos: bool = True
+    closed: bool = False
 
     @property
     def text(self) -> str:

@@ -1,9 +1,11 @@
 """Models: loading, the one forward, grouped attention, the heads, and roles on one model."""
 
+from ftlib.models.candidates import score
 from ftlib.models.demo_model import demo_model
 from ftlib.models.forward import Scorer, forward
 from ftlib.models.heads import as_reward_model
 from ftlib.models.load import load
+from ftlib.models.masked import Masking
 from ftlib.models.references import (
     AdapterOff,
     Cached,
@@ -22,6 +24,7 @@ __all__ = [
     "Cached",
     "FrozenCopy",
     "KeptReference",
+    "Masking",
     "Reference",
     "Scored",
     "Scorer",
@@ -34,5 +37,6 @@ __all__ = [
     "load",
     "make_reference",
     "on_same_base",
+    "score",
     "swapped_weights",
 ]

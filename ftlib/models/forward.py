@@ -7,7 +7,7 @@ what the paths compute is in `scoring.py`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
+from typing import cast, get_args
 
 from torch import nn
 
@@ -16,7 +16,8 @@ from ftlib.batches import PackedBatch
 from ftlib.errors import CapabilityError, ConfigError
 from ftlib.models.encoders import encoder_scores, require_scores_alone
 from ftlib.models.head import Entropy
-from ftlib.models.parts import Path
+from ftlib.models.masked import Masking, fills_masks, masked_logprobs
+from ftlib.models.parts import Path, inner_model
 from ftlib.models.plan import plan_for
 from ftlib.models.scoring import Scored, score
 
@@ -51,6 +52,7 @@ class Scorer(nn.Module):
         logprobs: bool = True,
         values: bool = False,
         detach_values: bool = False,
+        masking: Masking | None = None,
     ) -> Scored:
         """See `forward`."""
         if values and self.value_head is None:
@@ -70,6 +72,11 @@ class Scorer(nn.Module):
             )
             scores_CK = encoder_scores(self.model, batch)
             return Scored(scores_CK.new_empty(0), scores_CK=scores_CK)
+        if fills_masks(self.model) or masking is not None:
+            _require_masks(
+                self.model, masking, beside=bool(entropy or hidden or scores or values) or temperature != 1
+            )
+            return Scored(masked_logprobs(self.model, batch, cast(Masking, masking)))
         plan = plan_for(self.model)
         if self.path == "grouped":
             plan.require_grouped()
@@ -98,6 +105,7 @@ def forward(
     logprobs: bool = True,
     values: bool = False,
     detach_values: bool = False,
+    masking: Masking | None = None,
     path: Path | None = None,
 ) -> Scored:
     """Log-probabilities of the batch's targets under a language model, or the scores of a reward model.
@@ -116,6 +124,7 @@ def forward(
         values: also return the value of the state before each target and after each continuation, for a
             `Scorer` with a value head.
         detach_values: no gradient of the values reaches the model under the value head.
+        masking: how a masked language model has its targets hidden; it needs one, and no other model does.
         path: force one path; None takes the planned one.
 
     Raises:
@@ -138,5 +147,21 @@ def forward(
         logprobs=logprobs,
         values=values,
         detach_values=detach_values,
+        masking=masking,
     )
     return scored
+
+
+def _require_masks(model: nn.Module, masking: Masking | None, *, beside: bool) -> None:
+    """Raise `CapabilityError` unless a masked language model is asked for what it can give."""
+    if not fills_masks(model):
+        raise CapabilityError(
+            f"forward: expected no masking for {type(inner_model(model)).__name__}, which reads from left to "
+            "right. Leave it out."
+        )
+    if masking is None or beside:
+        raise CapabilityError(
+            f"forward: expected masking and no other option for {type(inner_model(model)).__name__}, which "
+            "reads both sides of a token and says what stands behind a mask alone. Give "
+            "masking=Masking(tokenizer.mask_token_id)."
+        )

@@ -1,6 +1,7 @@
 """Level 2: objectives, `(model, batch) -> LossOutput`. For any training loop."""
 
 from ftlib.objectives.classification import Classification
+from ftlib.objectives.cloze import Cloze
 from ftlib.objectives.dpo import DPO, PairLoss
 from ftlib.objectives.pairs import Pairs, pairs
 from ftlib.objectives.ppo import PPO
@@ -14,6 +15,7 @@ __all__ = [
     "PPO",
     "SFT",
     "Classification",
+    "Cloze",
     "Needs",
     "Objective",
     "OfOneForward",
