@@ -14,6 +14,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {  # name -> module, what it does
     "prepare": ("ftlib.data.preparation.command", "check and fix training data"),
+    "preview": ("ftlib.data.preview_command", "show rows as a model gets them"),
 }
 
 

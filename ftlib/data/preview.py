@@ -1,13 +1,15 @@
 """Encoded rows as people read them: what the model gets, and which tokens are trained.
 
 Trained stretches stand between ``[[`` and ``]]``; terminals add a background colour and notebooks
-background and underline, so colour is never the only signal.
+background and underline, so colour is never the only signal. Characters that would steer the terminal or
+turn the direction of reading are shown by name, so that no row can disguise what is trained.
 """
 
 from __future__ import annotations
 
 import html
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +24,11 @@ __all__ = ["Preview", "PreviewRow", "preview_row"]
 _RESET = "\x1b[0m"
 _GREENS = (22, 28, 34)  # of the 256 terminal colours, darker for smaller loss weights
 _STYLE = (
-    "white-space:pre-wrap;font-family:monospace;border-left:3px solid #888;padding-left:8px;margin:4px 0 12px"
+    "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;"
+    "border-left:3px solid #888;padding-left:8px;margin:4px 0 12px"
 )
+# Controls but for tab and newline, and what overrides the direction of reading.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 Spans = tuple[tuple[str, float], ...]  # (text, weight)
@@ -45,6 +50,7 @@ class PreviewRow:
         stops: the last trained token ends the turn, of every answer.
         truncated: it was cut to the encoder's `max_length`.
         dropped: why it is left out, or `None`.
+        control_text: people's text in it spells control tokens; it was kept as ordinary characters.
     """
 
     source: str
@@ -56,6 +62,7 @@ class PreviewRow:
     truncated: bool
     dropped: str | None
     answers: tuple[tuple[str, Spans], ...] = ()
+    control_text: bool = False
 
     @property
     def trained_share(self) -> float:
@@ -71,6 +78,7 @@ class PreviewRow:
             "stop token trained" if self.stops else "NO stop token trained",
         ]
         facts += ["truncated"] if self.truncated else []
+        facts += ["control-token text kept as text"] if self.control_text else []
         facts += [f"DROPPED, {self.dropped}"] if self.dropped else []
         return ", ".join(facts)
 
@@ -84,7 +92,7 @@ class Preview:
 
     @property
     def text(self) -> str:
-        """Plain text with ``[[…]]`` around what is trained."""
+        """Plain text with ``[[…]]`` around what is trained, whatever its weight."""
         return self._joined(lambda text, _: f"[[{text}]]")
 
     def to_dict(self) -> list[dict[str, Any]]:
@@ -110,7 +118,8 @@ class Preview:
 
     def _joined(self, mark: Any) -> str:
         def marked(spans: Spans) -> str:
-            return "".join(mark(text, weight) if weight > 0 else text for text, weight in spans)
+            shown = ((_visible(text), weight) for text, weight in spans)
+            return "".join(mark(text, weight) if weight > 0 else text for text, weight in shown)
 
         return "\n\n".join(
             f"--- {row.heading}\n"
@@ -120,7 +129,10 @@ class Preview:
         )
 
     def _repr_html_(self) -> str:
-        legend = "<p>Underlined on green: trained. Hover for the loss weight.</p>"
+        legend = (
+            f"<p><span style='{_trained_style(1.0)}'>Underlined on green</span>: trained, the greener the "
+            "larger the loss weight. Hover for its value.</p>"
+        )
         return legend + "".join(
             f"<p><b>{html.escape(row.heading)}</b></p>"
             f"<div dir='auto' style='{_STYLE}'>{''.join(_html(row.spans))}</div>"
@@ -159,6 +171,7 @@ def preview_row(example: Example, backend: TokenBackend, stop_ids: frozenset[int
         truncated="truncated" in example.notes,
         dropped=example.dropped,
         answers=answers,
+        control_text="control_text" in example.notes,
     )
 
 
@@ -202,11 +215,17 @@ def _coloured(text: str, weight: float) -> str:
 
 def _html(spans: Spans) -> Iterator[str]:
     for text, weight in spans:
+        shown = html.escape(_visible(text))
         if weight > 0:
-            alpha = 0.25 + 0.35 * min(weight, 1.0)
-            yield (
-                f"<span title='weight {weight:g}' style='background:rgba(60,160,80,{alpha:.2f});"
-                f"text-decoration:underline'>{html.escape(text)}</span>"
-            )
+            yield f"<span title='weight {weight:g}' style='{_trained_style(weight)}'>{shown}</span>"
         else:
-            yield html.escape(text)
+            yield shown
+
+
+def _trained_style(weight: float) -> str:
+    alpha = 0.25 + 0.35 * min(weight, 1.0)
+    return f"background:rgba(60,160,80,{alpha:.2f});text-decoration:underline"
+
+
+def _visible(text: str) -> str:
+    return _STEERING.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
