@@ -23,7 +23,7 @@ from ftlib.data.preparation.source import Part
 from ftlib.data.preparation.spool import Spool
 from ftlib.data.preparation.values import cell_text
 from ftlib.data.reading import Facts, Located
-from ftlib.errors import DataError
+from ftlib.errors import ConfigError, DataError
 
 __all__ = ["Intake", "Rename", "take_in"]
 
@@ -83,8 +83,8 @@ class Intake:
     @property
     def extra(self) -> list[str]:
         """Columns that are neither prompt nor completion."""
-        meant = {*COLUMNS, *(rename.found for rename in self.renames.values())}
-        return [name for name in self.columns if name not in meant]
+        spelled = {rename.found for column, rename in self.renames.items() if column not in self.columns}
+        return [name for name in self.columns if name not in spelled and name not in COLUMNS]
 
     @property
     def unnamed(self) -> list[str]:
@@ -107,9 +107,13 @@ def take_in(parts: tuple[Part, ...], settings: Settings, folder: Path) -> Intake
     Raises:
         DataError: columns that are absent; no rows; bad rows, all at once, unless they are to be skipped.
     """
-    rows = chain.from_iterable(part.rows for part in parts)
+    rows = ((part.facts.format, located) for part in parts for located in part.rows)
     rejects = Rejects(folder, keep_going=settings.skip_bad)
-    good = ((located, value) for located in rows if (value := _value(located, settings, rejects)) is not None)
+    good = (
+        (kind, located, value)
+        for kind, located in rows
+        if (value := _value(kind, located, settings, rejects)) is not None
+    )
     head = list(islice(good, _LOOKED_AT))
     if not head:
         rejects.check()
@@ -118,12 +122,12 @@ def take_in(parts: tuple[Part, ...], settings: Settings, folder: Path) -> Intake
             code="empty_data",
             file=parts[0].facts.file,
         )
-    form, rule = form_of([value for _, value in head])
+    form, rule = form_of([value for _, _, value in head])
     intake = Intake(parts, Spool(folder), form, rejects)
     if rule is None:
         _take_pairs(intake, chain(head, good), settings)
     else:
-        _take_others(intake, chain(head, good), rule)
+        _take_others(intake, chain(head, good), rule, settings)
     intake.spool.close()
     rejects.check()
     for part in parts:
@@ -133,27 +137,26 @@ def take_in(parts: tuple[Part, ...], settings: Settings, folder: Path) -> Intake
     return intake
 
 
-Rows = Iterator[tuple[Located, dict[str, Any]]]
+Rows = Iterator[tuple[str, Located, dict[str, Any]]]  # format of the file, place, row
 
 
-def _value(located: Located, settings: Settings, rejects: Rejects) -> dict[str, Any] | None:
+def _value(kind: str, located: Located, settings: Settings, rejects: Rejects) -> dict[str, Any] | None:
     """The row under canonical names; `None` for a bad one."""
     if isinstance(located.value, DataError):
         rejects.add(located.value, located.raw)
         return None
+    if kind == "txt":
+        if settings.columns:
+            raise ConfigError("prepare: columns has no effect on plain text, which has none. Leave it out.")
+        return {"prompt": "", "completion": located.value["text"]}
     return renamed(located.value, settings.columns)
 
 
 def _take_pairs(intake: Intake, rows: Rows, settings: Settings) -> None:
     seen: dict[str, None] = {}
     first: Mapping[str, Any] = {}
-    is_text = intake.facts.format == "txt"
-    in_workbook = intake.facts.format == "xlsx"
-    in_table = intake.facts.format in ("csv", "tsv")
     have: set[str] = set()
-    for located, row in rows:
-        if is_text:
-            row = {"prompt": "", "completion": row["text"]}
+    for kind, located, row in rows:
         first = first or row
         if not row.keys() <= seen.keys():
             seen.update(dict.fromkeys(row))
@@ -163,8 +166,8 @@ def _take_pairs(intake: Intake, rows: Rows, settings: Settings) -> None:
             cell_text(
                 row.get(names.get(column, column)),
                 present=column in names,
-                in_workbook=in_workbook,
-                in_table=in_table,
+                in_workbook=kind == "xlsx",
+                in_table=kind in ("csv", "tsv"),
             )
             for column in COLUMNS
         )
@@ -178,7 +181,7 @@ def _take_pairs(intake: Intake, rows: Rows, settings: Settings) -> None:
             intake.surrogates.append(index)
         if settings.group not in (None, "prompt", "near"):
             intake.groups.append(_digest(row.get(str(settings.group))))
-    intake.columns = [name for name in seen if not is_text]
+    intake.columns = list(seen)
     _check_columns(intake, have, first, settings)
 
 
@@ -203,14 +206,7 @@ def _check_columns(intake: Intake, have: set[str], first: Mapping[str, Any], set
     """Refuse absent columns, and names the user gave that are not there."""
     needed = ["completion"] if settings.task == "open-ended" else list(COLUMNS)
     absent = [column for column in needed if column not in have]
-    unmapped = [given for canonical, given in settings.columns.items() if canonical not in intake.columns]
-    if unmapped:
-        raise DataError(
-            f"expected the columns {unmapped}, found {intake.columns}. Map a column that is there.",
-            code="missing_column",
-            file=intake.facts.file,
-            column=unmapped[0],
-        )
+    _check_mapped(intake, settings)
     if absent:
         raise missing(absent, intake.columns, intake.facts, first)
     group = settings.group
@@ -224,10 +220,21 @@ def _check_columns(intake: Intake, have: set[str], first: Mapping[str, Any], set
         )
 
 
-def _take_others(intake: Intake, rows: Rows, rule: Rule) -> None:
+def _check_mapped(intake: Intake, settings: Settings) -> None:
+    unmapped = [given for canonical, given in settings.columns.items() if canonical not in intake.columns]
+    if unmapped:
+        raise DataError(
+            f"expected the columns {unmapped}, found {intake.columns}. Map a column that is there.",
+            code="missing_column",
+            file=intake.facts.file,
+            column=unmapped[0],
+        )
+
+
+def _take_others(intake: Intake, rows: Rows, rule: Rule, settings: Settings) -> None:
     """Messages and preferences: each row is checked, and kept as it stands."""
     seen: dict[str, None] = {}
-    for located, row in rows:
+    for _, located, row in rows:
         seen.update(dict.fromkeys(row))
         text = cell_text(row)
         try:
@@ -244,6 +251,7 @@ def _take_others(intake: Intake, rows: Rows, rule: Rule) -> None:
             intake.surrogates.append(len(intake.spool))
         intake.spool.append(located.place, said.text, text.text)
     intake.columns = list(seen)
+    _check_mapped(intake, settings)
 
 
 def _digest(value: Any) -> int:

@@ -81,7 +81,7 @@ class Prepared:
 
         Raises:
             ConfigError: no folder for data from memory; two files of one name.
-            DataError: ``output_exists``: another program has just written one of the names.
+            DataError: ``not_written``: the folder cannot be written to, or the disk is full.
         """
         if not self.changed:
             return []

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import final
 
-from ftlib.errors import DataError
-
 __all__ = ["Draft", "publish"]
 
 
@@ -58,8 +56,16 @@ class Draft:
         Raises:
             FileExistsError: it is taken.
         """
-        os.link(self._hidden, self.path)
-        self._hidden.unlink()
+        try:
+            os.link(self._hidden, self.path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            with self.path.open("xb"):  # takes the name, or fails if it is taken
+                pass
+            self._hidden.replace(self.path)
+        else:
+            self._hidden.unlink()
 
     def discard(self) -> None:
         """Leave nothing behind under the temporary name."""
@@ -71,18 +77,14 @@ def publish(drafts: Iterable[Draft]) -> None:
     """All drafts under their final names, or none of them.
 
     Raises:
-        DataError: a name was taken meanwhile.
+        FileExistsError: a name was taken meanwhile.
     """
-    done: list[Draft] = []
+    done: list[Path] = []
     try:
         for draft in drafts:
             draft.appear()
-            done.append(draft)
-    except FileExistsError as error:
-        for draft in done:
-            draft.path.unlink()
-        raise DataError(
-            f"expected {error.filename2} to be free, another program has just written it. Run again.",
-            code="output_exists",
-            file=str(error.filename2),
-        ) from error
+            done.append(draft.path)
+    except BaseException:
+        for path in done:
+            path.unlink()
+        raise

@@ -26,7 +26,7 @@ def build_report(outcome: Outcome, shas: tuple[str, ...]) -> dict[str, Any]:
     """
     context = outcome.context
     intake, table = context.intake, context.table
-    changed = list(_head(changes(outcome)))
+    count, shown = _counted(changes(outcome))
     return {
         "version": VERSION,
         "input": _input(intake.parts, shas, intake.rows),
@@ -56,7 +56,7 @@ def build_report(outcome: Outcome, shas: tuple[str, ...]) -> dict[str, Any]:
         "hashes": {},
         "rejected": {"count": intake.rejects.count, "rows": intake.rejects.rows, "file": None},
         "inference": _inference(outcome),
-        "changes": {"count": sum(1 for _ in changes(outcome)), "rows": changed, "rows_file": None},
+        "changes": {"count": count, "rows": shown, "rows_file": None},
     }
 
 
@@ -78,9 +78,14 @@ def flat_rows(reported: Reported) -> list[int]:
     return [int(row) for row in finding.rows]
 
 
-def _head(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for _, entry in zip(range(SHOWN), entries, strict=False):
-        yield entry
+def _counted(entries: Iterable[dict[str, Any]]) -> tuple[int, list[dict[str, Any]]]:
+    """How many there are, and the first ones."""
+    count = 0
+    shown = []
+    for count, entry in enumerate(entries, start=1):
+        if count <= SHOWN:
+            shown.append(entry)
+    return count, shown
 
 
 def _input(parts: tuple[Part, ...], shas: tuple[str, ...], rows: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Scan:
     Args:
         prompt_keys: a hash of the normalised prompt of each row; 0 where nothing is left of it.
         completion_keys: a hash of the normalised completion of each row.
-        empty_prompt: the prompt is empty.
+        empty_prompt: the prompt is empty or blank, but for the separator.
         trailing_blank: the prompt ends in a blank, before the separator.
         answer_in_prompt: the prompt holds the completion.
         separator_in_completion: the separator stands in the completion.
@@ -102,7 +102,7 @@ class Scan:
         asked, answer = normalise(prompt), normalise(completion)
         self.prompt_keys.append(hash(asked) if asked else 0)
         self.completion_keys.append(hash(answer))
-        if not row.prompt:
+        if not prompt.strip():
             self.empty_prompt.append(row.number)
         if prompt[-1:].isspace():
             self.trailing_blank.append(row.number)

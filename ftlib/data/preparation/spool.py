@@ -84,12 +84,12 @@ class Spool:
 
     def label(self, row: int) -> int | str:
         """How reports name a row: by its number; with file or sheet where there are several."""
+        if len(self._starts) == 1:
+            return self._numbers[row]
         place = self.place(row)
-        if len({file for _, file, _ in self._starts}) > 1:
+        if len(self.starts()) > 1:
             return str(place)
-        if len(self._starts) > 1:
-            return f"{place.sheet}!{place.row}"
-        return place.row
+        return f"{place.sheet}!{place.row}"
 
     def starts(self) -> list[tuple[int, str]]:
         """First row of each file."""

@@ -16,7 +16,7 @@ from ftlib.data.preparation.run import Outcome
 from ftlib.data.preparation.settings import Settings
 from ftlib.data.preparation.table import Row
 from ftlib.data.problems import SHOWN
-from ftlib.errors import ConfigError
+from ftlib.errors import ConfigError, DataError
 
 __all__ = ["earlier_report", "has_something_to_write", "line_of", "write_all"]
 
@@ -42,9 +42,23 @@ def write_all(outcome: Outcome, report: dict[str, Any], folder: Path | None) -> 
 
     Raises:
         ConfigError: files of one name.
-        DataError: another program has just written one of the names.
+        DataError: ``not_written``: the folder cannot be written to, the disk is full, or another program
+            has just taken one of the names.
     """
     names = names_for(_stems(outcome, folder), split=outcome.context.sides is not None)
+    try:
+        _write_to(names, outcome, report)
+    except OSError as error:
+        raise DataError(
+            f"expected to write here, got {error.strerror or error}. Nothing was left behind. Check the "
+            "folder and its free space, or name another one.",
+            code="not_written",
+            file=str(names.report.parent),
+        ) from error
+    return [*names.data, names.report]
+
+
+def _write_to(names: Names, outcome: Outcome, report: dict[str, Any]) -> None:
     names.report.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
 
@@ -73,7 +87,6 @@ def write_all(outcome: Outcome, report: dict[str, Any], folder: Path | None) -> 
         for each in drafts:
             each.finish()
         publish(drafts)
-    return [*names.data, names.report]
 
 
 def line_of(row: Row, *, is_pairs: bool) -> str:

@@ -36,13 +36,19 @@ def _prompt_separator(context: Context) -> Iterator[Finding]:
         yield _present(context, "prompt", present, "separator")
         return
     shared = shared_suffix(survey, (*SEPARATORS, LAST_SEPARATOR))
-    yield _absent("prompt", free_separator(survey), shared, "separator")
+    yield _absent("prompt", free_separator(survey), shared, "separator", survey.rows)
 
 
 def _completion_ending(context: Context) -> Iterator[Finding]:
-    if context.task != "conditional":
-        return
     asked = context.settings.ending
+    if context.task != "conditional":
+        if asked is not None:
+            yield Finding(
+                f"{context.task} data get no ending: {asked!r} is not used",
+                data={"unused": asked},
+                doubt=True,
+            )
+        return
     survey = context.table.survey("completion")
     present = ending_of(survey, None if asked == "eos" else asked)
     if present is not None:
@@ -56,7 +62,7 @@ def _completion_ending(context: Context) -> Iterator[Finding]:
         )
         return
     shared = shared_suffix(survey, (*ENDINGS, LAST_ENDING))
-    yield _absent("completion", asked or free_ending(survey), shared, "ending")
+    yield _absent("completion", asked or free_ending(survey), shared, "ending", survey.rows)
 
 
 def _present(context: Context, column: Column, affix: str, name: str) -> Finding:
@@ -84,7 +90,7 @@ def _present(context: Context, column: Column, affix: str, name: str) -> Finding
     )
 
 
-def _absent(column: Column, affix: str, shared: str, name: str) -> Finding:
+def _absent(column: Column, affix: str, shared: str, name: str, rows: int) -> Finding:
     data: dict[str, Any] = {"append": affix}
     if shared:
         data["doubtful"] = shared
@@ -95,6 +101,7 @@ def _absent(column: Column, affix: str, shared: str, name: str) -> Finding:
 
     return Finding(
         f"{column}s have no common {name}{doubt}",
+        count=rows,
         data=data,
         doubt=bool(shared),
         fix=Fix(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from ftlib.data.preparation.columns import COLUMNS
 __all__ = ["COLUMN_NAMES", "EXTRA_COLUMNS", "FORMAT", "ROW_COUNT"]
 
 _FEW = 100
-_UTF8 = (None, "utf-8")
+_UTF8 = ("utf-8", "ascii")
 
 
 def _format(context: Context) -> Iterator[Finding]:
@@ -21,7 +22,7 @@ def _format(context: Context) -> Iterator[Finding]:
         and part.path.suffix.lower() == ".jsonl"
         and part.facts.format == "jsonl"
         and part.facts.compression is None
-        and part.facts.encoding in _UTF8
+        and (part.facts.encoding is None or codecs.lookup(part.facts.encoding).name in _UTF8)
         for part in parts
     ):
         return

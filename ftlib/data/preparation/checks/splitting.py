@@ -18,6 +18,16 @@ __all__ = ["LEAKAGE", "SPLIT"]
 def _split(context: Context) -> Iterator[Finding]:
     check_positive_class(context)
     if context.task != "classification" or len(context.intake.parts) > 1:
+        settings = context.settings
+        asked = [name for name in ("validation", "group", "seed") if getattr(settings, name) is not None]
+        asked += ["split_method"] if settings.split_method != "stratified" else []
+        if asked:
+            yield Finding(
+                f"no split, so {', '.join(asked)} has no effect: only classification data in one file are "
+                "split",
+                data={"unused": asked},
+                doubt=True,
+            )
         return
     try:
         sides = divide(context.table, context.intake, context.scan, context.settings)
