@@ -1,8 +1,8 @@
-"""Records, formatters, the encoder, splits, the sampler and the collator."""
+"""Records, transforms of them, formatters, the encoder, the sampler and the collator."""
 
 from __future__ import annotations
 
-from ftlib.data import cloze, formatters, instructions
+from ftlib.data import cloze, formatters, instructions, transforms
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.labelled import LabelledEncoder
@@ -11,7 +11,7 @@ from ftlib.data.records import LoadReport, load_records, load_report
 from ftlib.data.sampler import StepSampler, balance, pack
 from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments, Skipped, Tokens
 from ftlib.data.to_trl import to_trl
-from ftlib.data.transforms import split
+from ftlib.data.transforms import deduplicate, decontaminate, mix, split
 
 __all__ = [
     "Answers",
@@ -29,11 +29,15 @@ __all__ = [
     "balance",
     "cloze",
     "collate",
+    "decontaminate",
+    "deduplicate",
     "formatters",
     "instructions",
     "load_records",
     "load_report",
+    "mix",
     "pack",
     "split",
     "to_trl",
+    "transforms",
 ]
