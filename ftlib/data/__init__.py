@@ -7,11 +7,12 @@ from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.labelled import LabelledEncoder
 from ftlib.data.labels import Labels
+from ftlib.data.preparation import Prepared, prepare
 from ftlib.data.records import LoadReport, load_records, load_report
 from ftlib.data.sampler import StepSampler, balance, pack
 from ftlib.data.segments import Answers, Conversation, Formatter, Segment, Segments, Skipped, Tokens
 from ftlib.data.to_trl import to_trl
-from ftlib.data.transforms import deduplicate, decontaminate, mix, split
+from ftlib.data.transforms import decontaminate, deduplicate, mix, split
 
 __all__ = [
     "Answers",
@@ -21,6 +22,7 @@ __all__ = [
     "LabelledEncoder",
     "Labels",
     "LoadReport",
+    "Prepared",
     "Segment",
     "Segments",
     "Skipped",
@@ -37,6 +39,7 @@ __all__ = [
     "load_report",
     "mix",
     "pack",
+    "prepare",
     "split",
     "to_trl",
     "transforms",

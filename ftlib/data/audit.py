@@ -7,16 +7,19 @@ alike.
 from __future__ import annotations
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 from datasets import Dataset
 
 from ftlib.data.examples import Example
 
-__all__ = ["digest", "overlap", "repeated"]
+__all__ = ["digest", "overlap", "repeated", "warn_of_overlap"]
 
+_log = logging.getLogger(__name__)
 _BATCH = 1000
 
 
@@ -46,6 +49,26 @@ def overlap(encoded: Dataset, against: Dataset, *, before: int = 0) -> int:
     """
     known = set(_prompts(against, before))
     return sum(prompt in known for prompt in _prompts(encoded, before))
+
+
+def warn_of_overlap(train: Any, held_out: Any) -> None:
+    """Log how many prompts of the data that a run is measured on are trained on, too, if any are.
+
+    Args:
+        train: encoded examples; nothing is compared unless both are data sets of them.
+        held_out: likewise.
+    """
+    both = (train, held_out)
+    if not all(isinstance(data, Dataset) and "continuation_ids" in data.column_names for data in both):
+        return
+    shared = overlap(held_out, train, before=1)
+    if shared:
+        _log.warning(
+            "%d of %d evaluation examples have a prompt (of texts: all) that is trained on, too: their loss "
+            "tells what was memorised. ft.split keeps rows of one prompt on one side.",
+            shared,
+            len(held_out),
+        )
 
 
 def _prompts(encoded: Dataset, before: int) -> Iterator[int]:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from ftlib.data import Encoder, load_records
+from ftlib.data import Encoder, audit, load_records
 from ftlib.errors import ConfigError
 from tests.data.tokenizers_zoo import tiny
 
@@ -103,3 +103,17 @@ def test_a_stream_counts_duplicates_within_each_reading():
     assert (encoder.report.duplicates, encoder.report.rows) == (2 * 60, 2 * 100)
     with pytest.raises(ConfigError, match="against has no effect on a stream"):
         encoder(records.to_iterable_dataset(), against=Encoder(tiny())(records))
+
+
+def test_evaluation_data_that_are_trained_on_are_warned_of(caplog):
+    encoder = Encoder(tiny())
+    train, shared, apart = (
+        encoder(pairs(*given))
+        for given in ((("q1", "a"), ("q2", "b")), (("q1", "c"), ("q3", "d")), (("q4", "a"),))
+    )
+    with caplog.at_level(logging.WARNING, logger="ftlib.data.audit"):
+        audit.warn_of_overlap(train, apart)
+        audit.warn_of_overlap(list(train), shared)
+        assert not caplog.records
+        audit.warn_of_overlap(train, shared)
+    assert "1 of 2 evaluation examples have a prompt" in caplog.text

@@ -124,6 +124,7 @@ def _of_segments(made: Any) -> dict[str, Any]:
             "control tokens": any(part.control for part in made.parts),
             "no BOS": not made.bos,
             "no EOS": not made.eos,
+            "an ending of the tokenizer's own": made.closed,
             "boundaries inside the completion": any(part.boundary for part in after[1:]),
         }.items()
         if found

@@ -88,6 +88,7 @@ TEXT = Segment("a", "text")
         (segments(Segment("a", "text", control=True)), "control tokens"),
         (segments(TEXT, eos=False), "no EOS"),
         (segments(TEXT, bos=False), "no BOS"),
+        (segments(TEXT, eos=False, closed=True), "an ending of the tokenizer's own"),
         (lambda row: Conversation(({"role": "user", "content": "a"},), system=""), "empty system text"),
         (formatters.preference(), "Answers"),
     ],
