@@ -3,6 +3,7 @@
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.attach import attach, load_adapter, merge, model_capabilities
 from ftlib.adapters.capability import Capabilities, capabilities_of
+from ftlib.adapters.combine import combine
 from ftlib.adapters.full import full
 from ftlib.adapters.ia3 import ia3
 from ftlib.adapters.lora import lora
@@ -15,6 +16,7 @@ __all__ = [
     "Capabilities",
     "attach",
     "capabilities_of",
+    "combine",
     "full",
     "ia3",
     "load_adapter",

@@ -37,7 +37,13 @@ from ftlib.adapters.encoder_head import encoder_head
 from ftlib.adapters.eva import fit_eva, set_eva
 from ftlib.adapters.fused import fuse
 from ftlib.adapters.ia3 import fit_ia3
-from ftlib.adapters.initial import keep_initial, own_generator, require_own_base, require_repeatable
+from ftlib.adapters.initial import (
+    keep_initial,
+    own_generator,
+    require_own_base,
+    require_plain_layout,
+    require_repeatable,
+)
 from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
 from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised, require_trainable
 from ftlib.adapters.slices import slice_fused
@@ -93,6 +99,7 @@ def attach(
     config = _bound_copy(model, adapter.config)
     fit_eva(config, adapter.data)
     fit_new_tokens(config, model)
+    require_plain_layout(config, model)
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             raise ConfigError(

@@ -28,6 +28,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.other import transpose
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ftlib.errors import CapabilityError, CheckpointError
 
@@ -39,6 +40,7 @@ __all__ = [
     "keep_initial",
     "own_generator",
     "require_own_base",
+    "require_plain_layout",
     "require_repeatable",
 ]
 
@@ -57,6 +59,15 @@ def _init_of(config: PeftConfig) -> str:
 
 def _is_randomised(config: PeftConfig) -> bool:
     return "niter" in _init_of(config)
+
+
+def require_plain_layout(config: PeftConfig, model: nn.Module) -> None:
+    """Raise `CapabilityError` for OLoRA on transposed matrices, which peft takes for plain ones."""
+    if _init_of(config) == "olora" and any(type(module) is Conv1D for module in model.modules()):
+        raise CapabilityError(
+            "attach: expected matrices stored as [outputs, inputs] for init='olora', got transposed ones, as "
+            "GPT-2 keeps them. Take init='pissa'."
+        )
 
 
 def require_own_base(model: PeftModel, config: PeftConfig) -> None:
