@@ -35,7 +35,7 @@ from ftlib.engine.determinism import capture_rng, restore_rng
 from ftlib.engine.optim import Masters, make_optimizer, make_schedule
 from ftlib.errors import CapabilityError, ConfigError, NonFiniteError
 from ftlib.models import Scorer
-from ftlib.models.checkpointing import disable_checkpointing, enable_checkpointing
+from ftlib.models.checkpointing import disable_checkpointing, enable_checkpointing, is_checkpointable
 from ftlib.models.parts import inner_model
 from ftlib.objectives import Objective
 
@@ -310,6 +310,8 @@ class Engine:
     def _long_enough(self, batch: PackedBatch) -> AbstractContextManager[Any]:
         """Checkpointing for an example longer than the budget, which runs alone."""
         if batch.tokens <= self.max_tokens or inner_model(self.model).is_activation_checkpointing:
+            return nullcontext()
+        if not is_checkpointable(self.model):
             return nullcontext()
         logger.info(
             "%d tokens in one example exceed max_tokens=%d: checkpointed", batch.tokens, self.max_tokens

@@ -14,6 +14,7 @@ from ftlib.adapters.normalisation import SIDECAR, normalisation_of, write_normal
 from ftlib.errors import ConfigError
 from ftlib.export.card import CardData, card_text, public_name
 from ftlib.export.staging import staged
+from ftlib.models.modes import evaluation_mode
 from ftlib.models.padding import padding_tokenizer
 from ftlib.models.parts import language_task
 from ftlib.models.quiet import quiet
@@ -21,6 +22,7 @@ from ftlib.models.quiet import quiet
 __all__ = ["save", "save_weights"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
+_SHAPE = ("r", "lora_alpha", "num_virtual_tokens")
 
 
 def save(
@@ -75,7 +77,7 @@ def save_weights(folder: Path, model: AnyModel) -> None:
         folder: an existing one; the files lie flat in it, whatever the adapter's name.
         model: a peft model, or a transformers model.
     """
-    with quiet():
+    with quiet(), evaluation_mode(model):  # what encodes virtual tokens runs to be saved
         if isinstance(model, PreTrainedModel):
             model.save_pretrained(folder)
             return
@@ -107,7 +109,7 @@ def _describe_adapter(staging: Path, card: CardData) -> CardData:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base = _hub_name(config["base_model_name_or_path"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    shape = ", ".join(f"{key}={config[key]}" for key in ("r", "lora_alpha") if config.get(key) is not None)
+    shape = ", ".join(f"{key}={config[key]}" for key in _SHAPE if config.get(key) is not None)
     kind = f"{config['peft_type']} ({shape})" if shape else str(config["peft_type"])
     return replace(card, base=card.base or public_name(base), adapter=card.adapter or kind)
 

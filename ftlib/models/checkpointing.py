@@ -13,15 +13,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ftlib.adapters.attach import model_capabilities
 from ftlib.errors import CapabilityError
 from ftlib.models.attention import grouped_scope
 from ftlib.models.parts import inner_model
 
-__all__ = ["disable_checkpointing", "enable_checkpointing", "grouped_recompute"]
+__all__ = [
+    "disable_checkpointing",
+    "enable_checkpointing",
+    "grouped_recompute",
+    "is_checkpointable",
+    "require_checkpointable",
+]
 
 
 def enable_checkpointing(model: nn.Module, *, every_n_layers: int = 1) -> None:
@@ -34,8 +42,9 @@ def enable_checkpointing(model: nn.Module, *, every_n_layers: int = 1) -> None:
         every_n_layers: 1 checkpoints every layer, 2 every second one, and so on.
 
     Raises:
-        CapabilityError: the model declares that it cannot.
+        CapabilityError: the model declares that it cannot, or its adapter does.
     """
+    require_checkpointable(model)
     inner = inner_model(model)
     if not inner.supports_gradient_checkpointing:
         raise CapabilityError(
@@ -44,6 +53,21 @@ def enable_checkpointing(model: nn.Module, *, every_n_layers: int = 1) -> None:
         )
     inner.disable_input_require_grads()  # a second call would otherwise leave the first one's hooks behind
     inner.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every_n_layers)
+
+
+def require_checkpointable(model: nn.Module) -> None:
+    """Raise `CapabilityError` for an adapter that lives in the cache, which recomputed layers do not have."""
+    if not is_checkpointable(model):
+        raise CapabilityError(
+            "gradient_checkpointing: expected an adapter that declares checkpointable, got one whose keys "
+            "and values lie in the cache, which is dropped where layers are recomputed. Lower max_tokens "
+            "instead, or take ftlib.adapters.prompt() or lora()."
+        )
+
+
+def is_checkpointable(model: nn.Module) -> bool:
+    """Whether the active adapter works where layers are recomputed."""
+    return not isinstance(model, PeftModel) or model_capabilities(model).checkpointable
 
 
 def disable_checkpointing(model: nn.Module) -> None:

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from ftlib.adapters.attach import model_capabilities
 from ftlib.adapters.encoder_head import is_encoder_classifier
-from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.adapters.task import score_head
 from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -81,13 +81,23 @@ def _decide(model: nn.Module) -> tuple[Path, str]:
     return "padded", against
 
 
+class _ReachedError(Exception):
+    """Ends a forward at the head."""
+
+
 def _own_states(model: nn.Module, head: Head | ScoreHead, ids_BL: Tensor) -> Tensor:
     """[B, L, D] under virtual tokens: what reaches the head when peft runs one unpadded row at a time."""
     seen: list[Tensor] = []
-    handle = head.module.register_forward_pre_hook(lambda _, states: seen.append(states[0]))
+
+    def keep(_: nn.Module, states: tuple[Tensor, ...]) -> None:
+        seen.append(states[0])
+        raise _ReachedError
+
+    handle = head.module.register_forward_pre_hook(keep)
     try:
         for ids_L in ids_BL:
-            model(input_ids=ids_L[None])
+            with suppress(_ReachedError):
+                model(input_ids=ids_L[None])
     finally:
         handle.remove()
     return torch.cat(seen)[:, -ids_BL.shape[1] :]

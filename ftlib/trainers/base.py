@@ -33,9 +33,9 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from ftlib.adapters import model_capabilities
 from ftlib.adapters.attach import AnyModel
 from ftlib.batches import PackedBatch
+from ftlib.data.audit import warn_of_overlap
 from ftlib.data.encode import Encoder
 from ftlib.data.sampler import StepSampler
 from ftlib.engine.config import TrainConfig
@@ -46,6 +46,7 @@ from ftlib.errors import ConfigError
 from ftlib.objectives import Objective
 from ftlib.trainers.boundaries import REQUESTS, Boundaries
 from ftlib.trainers.checkpoints import Checkpoints
+from ftlib.trainers.fit import planned_rate, require_fit
 from ftlib.trainers.identity import identity
 from ftlib.trainers.inputs import AnyAdapter, check_encoder, resolve_model
 from ftlib.trainers.observers import dispatcher, progress_display
@@ -97,12 +98,14 @@ class Trainer(Boundaries):
         self.model, self.tokenizer = resolve_model(
             model, tokenizer, adapter, task=self.task, prepare=self.prepare_model
         )
+        require_fit(self.model, self.config)
         self._encoder = check_encoder(encoder, self.model)
         self.train_data = self._encoded(train_dataset, "train_dataset")
         self._encoded_elsewhere = self._encoder is None
         self.eval_data = None if eval_dataset is None else self._encoded(eval_dataset, "eval_dataset")
         if self.config.eval_steps is not None and self.eval_data is None:
             raise ConfigError("trainer: eval_steps has no effect without data. Give eval_dataset.")
+        warn_of_overlap(self.train_data, self.eval_data)
         # 2. the plan
         self.sampler = StepSampler(
             len(self.train_data),
@@ -112,8 +115,7 @@ class Trainer(Boundaries):
         )
         per_epoch = self.sampler.steps_per_epoch
         self.steps = self.config.max_steps or self.config.epochs * per_epoch
-        rate = self.config.learning_rate
-        self.learning_rate = model_capabilities(self.model).learning_rate if rate is None else rate
+        self.learning_rate = planned_rate(self.model, self.config)
         # 3. what steps, who is told, and what is kept
         self._stops = Stops()
         minimised = self.default_objective() if objective is None else objective

@@ -55,7 +55,7 @@ def resolve_model(
     made = prepare(model, tokenizer)
     if adapter is None:
         require_trainable(made)
-    return made if adapter is None else adapters.attach(made, adapter), tokenizer
+    return made if adapter is None else adapters.attach(made, adapter, tokenizer=tokenizer), tokenizer
 
 
 def check_encoder(encoder: Encoder | None, model: AnyModel) -> Encoder | None:
@@ -140,4 +140,5 @@ def context_length(model: AnyModel) -> int | None:
     """Most positions the model was built for; None where its config does not say."""
     text = inner_model(model).config.get_text_config(decoder=True)
     limit = getattr(text, "max_position_embeddings", None)
-    return None if limit is None else int(limit) - first_position(inner_model(model))
+    taken = adapters.model_capabilities(model).virtual_tokens
+    return None if limit is None else int(limit) - taken - first_position(inner_model(model))
