@@ -13,7 +13,7 @@ from typing import Any, final, get_args
 
 from datasets import Dataset, IterableDataset
 
-from ftlib.data.formats import FormatOptions, Outputs, rule_named
+from ftlib.data.formats import FormatOptions, Outputs
 from ftlib.data.loading.choose import choose, looked_at
 from ftlib.data.loading.convert import Converter, Pairs, renamed
 from ftlib.data.loading.outcome import Outcome
@@ -156,15 +156,16 @@ def _loaded(source: Source, request: _Request) -> Dataset:
     outcome = Outcome(rows=len(located))
     if not located:
         raise DataError("expected rows, got none.", code="empty_data", file=source.name)
-    gather = None if request.format in ("auto", "rows") else rule_named(request.format).gather
+    good = [row for row in located if isinstance(row.value, dict)]
+    if not good:
+        raise gathered([row.value for row in located if isinstance(row.value, DataError)])
+    convert = request.converter(looked_at(good), source)
+    rule = convert.choice.rule
+    gather = None if rule is None else rule.gather
     if gather is not None:
         made = gather([_renamed(row, request.columns) for row in located], request.options)
         located = made.rows
         outcome.dropped.update(made.dropped)
-    good = [row for row in located if isinstance(row.value, dict)]
-    if not good and outcome.rows > outcome.dropped.total():
-        raise gathered([row.value for row in located if isinstance(row.value, DataError)])
-    convert = request.converter(looked_at(good), source)
     for row in located:
         outcome.add(row, convert)
     if gather is not None:

@@ -59,7 +59,7 @@ def _tasks(found: Found, options: FormatOptions) -> Converted:
         if not isinstance(instance, Mapping):
             raise DataError(f"expected an object, got {describe(instance)}.", column=column)
         outputs = instance.get("output")
-        outputs = outputs if isinstance(outputs, list) else [outputs]
+        outputs = outputs if isinstance(outputs, list) and outputs else [outputs or None]
         given = cells.text(instance.get("input"), f"{column}.input", empty=True)
         for output in outputs if options.outputs == "all" else outputs[:1]:
             record: dict[str, Any] = {

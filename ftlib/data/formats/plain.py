@@ -38,7 +38,8 @@ def _text(found: Found, _: FormatOptions) -> Converted:
 
 
 def _has_more(row: Row) -> bool:
-    return any(has(row, name) for name in _MORE) or compares(row)
+    is_message = has(row, "message_id") and "parent_id" in row  # of a tree, read only by name
+    return is_message or any(has(row, name) for name in _MORE) or compares(row)
 
 
 def _named_text(column: str) -> Rule:

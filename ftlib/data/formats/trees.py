@@ -28,7 +28,8 @@ Line = list[Located]  # a message with all it answers, the first one first
 
 
 def _gather(rows: Sequence[Located], options: FormatOptions) -> Gathered:
-    by_id = {_row(row)["message_id"]: row for row in rows if has(_row(row), *_NEEDED)}
+    # Reversed, so that of two messages with one id the first has it.
+    by_id = {_row(row)["message_id"]: row for row in reversed(rows) if has(_row(row), *_NEEDED)}
     lines: list[Line] = []
     made: list[Located] = []
     dropped: Counter[str] = Counter()
