@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel
 from ftlib.adapters.classes import CLASSES, classes_of, write_classes
+from ftlib.adapters.initial import convert_config, converted_state
 from ftlib.adapters.normalisation import SIDECAR, normalisation_of, write_normalisation
 from ftlib.errors import ConfigError
 from ftlib.export.card import CardData, card_text, public_name
@@ -82,13 +83,18 @@ def save_weights(folder: Path, model: AnyModel) -> None:
             model.save_pretrained(folder)
             return
         name = model.active_adapter
+        converted = converted_state(model, name)
         # peft would ask the hub whether the embeddings were resized: nothing here is named to be fetched
-        model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)
+        model.save_pretrained(
+            str(folder), selected_adapters=[name], save_embedding_layers=False, state_dict=converted
+        )
     write_classes(folder, model)
     if name != "default":  # peft puts these one folder deeper
         for path in (folder / name).iterdir():
             path.replace(folder / path.name)
         (folder / name).rmdir()
+    if converted is not None:
+        convert_config(folder / _ADAPTER_CONFIG)
 
 
 def _check_target(target: Path, *, adapted: bool) -> None:

@@ -244,7 +244,7 @@ def test_an_adapter_that_is_no_folder_is_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "classification"}, r"expected task to be one of .*'reward'.*, got 'classification'"),
+        ({"task": "speech"}, r"expected task to be one of .*'reward'.*, got 'speech'"),
         ({"quantize": "nf3"}, "expected quantize None or one of .*, got 'nf3'"),
         ({"num_labels": 3}, "num_labels=3 has no effect on task='causal_lm'"),
         ({"num_labels": 1, "task": "reward"}, "num_labels=1 has no effect on task='reward'"),
