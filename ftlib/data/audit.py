@@ -10,7 +10,6 @@ import hashlib
 import logging
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 from datasets import Dataset
@@ -20,15 +19,18 @@ from ftlib.data.examples import Example
 __all__ = ["digest", "overlap", "repeated", "warn_of_overlap"]
 
 _log = logging.getLogger(__name__)
-_BATCH = 1000
+_BATCH = 1000  # examples read together
+_BYTES = 8
 
 
 def digest(example: Example) -> int:
     """A number that examples of equal ids and loss weights share, int64."""
-    pieces = (example.prefix, *example.continuations)
-    ids = array("q", chain.from_iterable([len(ids), *ids] for ids, _ in pieces))
-    weights = array("d", chain.from_iterable(weights for _, weights in pieces))
-    return _number(ids.tobytes() + weights.tobytes())
+    state = hashlib.blake2b(digest_size=_BYTES)
+    for ids, weights in (example.prefix, *example.continuations):
+        state.update(array("q", [len(ids)]))  # tells where a piece ends
+        state.update(array("q", ids))
+        state.update(array("d", weights))
+    return _number(state.digest())
 
 
 def repeated(digests: Sequence[int], seen: set[int]) -> int:
@@ -77,8 +79,8 @@ def _prompts(encoded: Dataset, before: int) -> Iterator[int]:
         table = columns[start : start + _BATCH]
         for prefix, rest in zip(table["prefix_ids"], table["continuation_ids"], strict=True):
             ids = prefix.values.to_numpy() if len(prefix) > before else rest.values.flatten().to_numpy()
-            yield _number(ids.tobytes())
+            yield _number(hashlib.blake2b(ids.tobytes(), digest_size=_BYTES).digest())
 
 
-def _number(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest, "little", signed=True)
