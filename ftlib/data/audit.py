@@ -24,12 +24,15 @@ _BYTES = 8
 
 
 def digest(example: Example) -> int:
-    """A number that examples of equal ids and loss weights share, int64."""
+    """A number that examples of equal ids, loss weights, labels and other numbers share, int64."""
     state = hashlib.blake2b(digest_size=_BYTES)
     for ids, weights in (example.prefix, *example.continuations):
         state.update(array("q", [len(ids)]))  # tells where a piece ends
         state.update(array("q", ids))
         state.update(array("d", weights))
+    for name, numbers in sorted(example.extras.items()):
+        state.update(name.encode())
+        state.update(array("d", numbers))
     return _number(state.digest())
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, final, get_args
 from datasets import ClassLabel, Dataset, Features
 from transformers import PreTrainedTokenizerBase
 
+from ftlib.data.audit import repeated
 from ftlib.data.cells import text
 from ftlib.data.examples import Example, refused
 from ftlib.data.fingerprint import code_fingerprint
@@ -166,6 +167,7 @@ class LabelledEncoder:
         count(self.report, status)
         if self.report.dropped:
             encoded = encoded.select([i for i, reason in enumerate(status["dropped"]) if reason is None])
+        self.report.duplicates = repeated(encoded["digest"], set())
         if flags := [flag for flag in self.report.flags() if "terminator" not in flag]:
             _log.warning("LabelledEncoder: %s.", "; ".join(flags))
         return encoded.remove_columns(list(STATUS))

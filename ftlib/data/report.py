@@ -29,7 +29,7 @@ class Report:
         stop_added: examples whose template left the last turn without a stop token; EOS was added.
         system_from_template: examples with a system text of the template's own.
         system_added: examples that got the formatter's system text.
-        duplicates: examples of the same ids and weights as an earlier one.
+        duplicates: examples of the same ids, weights and labels as an earlier one.
         overlap: examples whose prompt (of texts: all) stands in the data they were held against, too;
             `None`: against none.
     """

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from ftlib.data import Encoder, audit, load_records
+from ftlib.data import Encoder, LabelledEncoder, audit, load_records
 from ftlib.errors import ConfigError
 from tests.data.tokenizers_zoo import tiny
 
@@ -32,6 +32,14 @@ def test_where_the_prompt_ends_and_what_is_trained_tells_examples_apart():
     ]
     assert audited(load_records([{"messages": chat} for chat in chats])).duplicates == 0
     assert audited(load_records([{"messages": chats[0]} for _ in chats])).duplicates == 1
+
+
+def test_labels_and_margins_tell_examples_apart():
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    assert audited(load_records([{**pair, "margin": margin} for margin in (1.0, 2.0, 1.0)])).duplicates == 1
+    encoder = LabelledEncoder(tiny())
+    encoder([{"text": "fine", "label": label} for label in ("good", "bad", "good")])
+    assert encoder.report.duplicates == 1
 
 
 def test_rows_that_are_dropped_are_no_duplicates():

@@ -8,6 +8,7 @@ from typing import Any, final
 
 from datasets import Dataset, Features, Value
 
+from ftlib.data.environment import environment_kept
 from ftlib.data.fingerprint import identity
 from ftlib.data.transforms.report import Records, Step, Transformed
 from ftlib.data.transforms.rows import Row, fingerprint, judged, refuse_others, row_name, taken_out
@@ -36,15 +37,16 @@ def filter(  # noqa: A001  the name users know
     step = Step("filter")
     accepts = _Accepts(keep)
     if isinstance(records, Dataset) and num_proc is not None:
-        accepted = records.with_format(None).map(
-            accepts,
-            batched=True,
-            num_proc=num_proc,
-            remove_columns=records.column_names,
-            features=Features({"accepted": Value("bool")}),
-            new_fingerprint=fingerprint("accepted", records, identity(keep)),
-            keep_in_memory=True,
-        )["accepted"]
+        with environment_kept():
+            accepted = records.with_format(None).map(
+                accepts,
+                batched=True,
+                num_proc=num_proc,
+                remove_columns=records.column_names,
+                features=Features({"accepted": Value("bool")}),
+                new_fingerprint=fingerprint("accepted", records, identity(keep)),
+                keep_in_memory=True,
+            )["accepted"]
         answers = list(accepted)
     elif num_proc is not None:
         raise ConfigError(
