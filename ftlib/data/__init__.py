@@ -5,6 +5,7 @@ from __future__ import annotations
 from ftlib.data import cloze, formatters, instructions, transforms
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
+from ftlib.data.few_shot import few_shot_split
 from ftlib.data.labelled import LabelledEncoder
 from ftlib.data.labels import Labels
 from ftlib.data.preparation import Prepared, prepare
@@ -33,6 +34,7 @@ __all__ = [
     "collate",
     "decontaminate",
     "deduplicate",
+    "few_shot_split",
     "formatters",
     "instructions",
     "load_records",

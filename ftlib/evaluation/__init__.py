@@ -2,17 +2,21 @@
 
 from ftlib.evaluation import plots
 from ftlib.evaluation.calibration import fit_temperature, probabilities
+from ftlib.evaluation.cloze import ClozeClassifier, ClozeEnsemble, find_words
 from ftlib.evaluation.generation import decode, generate
 from ftlib.evaluation.outcomes import Outcomes, class_report, classification_metrics
 from ftlib.evaluation.pairs import ScoredAnswers, pair_metrics
 from ftlib.evaluation.perplexity import perplexity
 
 __all__ = [
+    "ClozeClassifier",
+    "ClozeEnsemble",
     "Outcomes",
     "ScoredAnswers",
     "class_report",
     "classification_metrics",
     "decode",
+    "find_words",
     "fit_temperature",
     "generate",
     "pair_metrics",

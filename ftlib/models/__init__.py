@@ -18,6 +18,7 @@ from ftlib.models.references import (
 from ftlib.models.roles import adapters_active, adapters_off, swapped_weights
 from ftlib.models.scoring import Scored
 from ftlib.models.sharing import on_same_base
+from ftlib.models.soft_tokens import add_soft_tokens
 
 __all__ = [
     "AdapterOff",
@@ -31,6 +32,7 @@ __all__ = [
     "Snapshot",
     "adapters_active",
     "adapters_off",
+    "add_soft_tokens",
     "as_reward_model",
     "demo_model",
     "forward",

@@ -90,6 +90,7 @@ class Cloze:
             ConfigError: a word that this tokenizer cannot tell from others, or a special token it lacks.
         """
         backend = TokenBackend(tokenizer)
+        made = self.counted(tokenizer)
         named = {}
         for slot in self.pattern.only(Special):
             token = getattr(tokenizer, f"{slot.name}_token")
@@ -98,8 +99,7 @@ class Cloze:
                     f"cloze: expected a {slot.name} token for {{special:{slot.name}}}, got none."
                 )
             named[slot.name] = str(token)
-        slots = tuple(_counted(each, backend) for each in self.pattern.slots)
-        made = replace(self, pattern=Pattern(self.pattern.text, slots), specials=tuple(named.items()))
+        made = replace(made, specials=tuple(named.items()))
         missing = [token for token in soft_tokens(made) if token not in tokenizer.get_added_vocab()]
         if missing:
             raise ConfigError(
@@ -110,12 +110,17 @@ class Cloze:
             check_words(backend, self.labels, self.candidates, self.pattern.only(Mask)[0].count)
         return made
 
+    def counted(self, tokenizer: PreTrainedTokenizerBase) -> Cloze:
+        """The same with the number of its soft tokens filled in, where they stand for words."""
+        slots = tuple(_counted(slot, tokenizer) for slot in self.pattern.slots)
+        return replace(self, pattern=Pattern(self.pattern.text, slots))
+
     def __call__(self, row: Row) -> Answers | Segments:
         """The row's candidates; where the answer is generated, the right one alone."""
         before = self._rendered(self.before, row)
         if before and self.spaced:
             before[-1] = replace(before[-1], text=before[-1].text[:-1])
-        gold = self._gold(row)
+        gold = self.class_of(row)
         if isinstance(self.verbalizer, Generation):
             if gold is None:
                 return Segments(tuple(before))
@@ -179,7 +184,12 @@ class Cloze:
                 parts.append(Segment("".join(_tokens(self.pattern, slot)), "prompt", control=True))
         return parts
 
-    def _gold(self, row: Row) -> int | None:
+    def class_of(self, row: Row) -> int | None:
+        """The class of a row, by its name or its number; None without a label.
+
+        Raises:
+            DataError: ``unknown_label``.
+        """
         value = row.get(self.label)
         if value is None:
             return None
@@ -226,13 +236,10 @@ def _tokens(pattern: Pattern, slot: SoftSlot) -> list[str]:
     return [f"<|soft_{name}_{number}|>" for number in range(slot.count)]
 
 
-def _counted(slot: Slot, backend: TokenBackend) -> Slot:
-    """A soft slot of words with their number."""
+def _counted(slot: Slot, tokenizer: PreTrainedTokenizerBase) -> Slot:
     if not isinstance(slot, SoftSlot) or slot.count is not None:
         return slot
-    return replace(
-        slot, count=len(backend.tokenizer(f" {slot.words}", add_special_tokens=False)["input_ids"])
-    )
+    return replace(slot, count=len(tokenizer(f" {slot.words}", add_special_tokens=False)["input_ids"]))
 
 
 def _value(row: Row, name: str) -> Any:
