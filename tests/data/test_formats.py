@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from ftlib.data import load_records, load_report
 from ftlib.data.formats import BY_NAME, RULES
 from ftlib.errors import ConfigError, DataError
+from tests.conftest import ROOT
 
 
 def user(content):
@@ -286,6 +288,11 @@ def test_the_rules_stand_in_the_order_of_the_table():
     numbers = [rule.number for rule in RULES]
     assert sorted(set(numbers)) == list(range(1, 24))
     assert numbers == sorted(numbers)
+
+
+def test_the_page_of_formats_has_rows_of_every_rule():
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert re.findall(r"^### `(\w+)`$", page, re.MULTILINE) == [rule.name for rule in (*RULES, *BY_NAME)]
 
 
 @pytest.mark.parametrize(("name", "k"), CASES)
