@@ -94,7 +94,7 @@ def fit_virtual_tokens(config: PeftConfig, model: nn.Module) -> None:
         raise CapabilityError(
             "attach: expected a model that keeps its activations for a prefix, got one with activation "
             "checkpointing, which drops the cache that holds it. Turn it off, "
-            "model.gradient_checkpointing_disable(), or take ftlib.adapters.prompt()."
+            "model.activation_checkpointing_disable(), or take ftlib.adapters.prompt()."
         )
 
 

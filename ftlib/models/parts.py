@@ -11,10 +11,10 @@ from typing import Literal, cast, final
 
 import torch
 from peft import PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlib.adapters.attach import model_capabilities
 from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.adapters.task import score_head
 from ftlib.batches import PackedBatch, Span
@@ -154,16 +154,19 @@ def context_length(model: nn.Module) -> int | None:
     """Most tokens of text in a row, virtual ones taken off; None where the config does not say."""
     text = inner_model(model).config.get_text_config(decoder=True)
     limit = getattr(text, "max_position_embeddings", None)
-    taken = model_capabilities(model).virtual_tokens if isinstance(model, PeftModel) else 0
-    return None if limit is None else int(limit) - taken
+    return None if limit is None else int(limit) - _taken(model)
 
 
 def context_words(model: nn.Module) -> str:
     """The model's context for an error message."""
-    room = context_length(model)
-    taken = model_capabilities(model).virtual_tokens if isinstance(model, PeftModel) else 0
+    room, taken = context_length(model), _taken(model)
     whole = "any length" if room is None else f"{room + taken} tokens"
     return f"context of {whole}, {taken} of them virtual" if taken else f"context of {whole}"
+
+
+def _taken(model: nn.Module) -> int:
+    virtual = virtual_tokens(model)
+    return 0 if virtual is None else virtual.count
 
 
 def require_decoder(model: nn.Module, what: str) -> None:
@@ -217,4 +220,7 @@ def _head(inner: PreTrainedModel) -> Head | ScoreHead:
     scale = float(multiplied or 1.0) / float(divided or 1.0)
     if getattr(text, "scale_decoder_outputs", False):  # T5 where head and embedding are one matrix
         scale *= float(text.hidden_size) ** -0.5
-    return Head(inner.get_output_embeddings(), getattr(text, "final_logit_softcapping", None), scale)
+    output = inner.get_output_embeddings()
+    if isinstance(output, AuxiliaryTrainingWrapper) and output.disable_adapters:
+        output = output.original_module  # the base's own matrix, by the same path as without an adapter
+    return Head(output, getattr(text, "final_logit_softcapping", None), scale)

@@ -69,7 +69,7 @@ class VirtualTokens:
             raise CapabilityError(
                 "forward: expected a model that keeps its activations for a prefix, got one with activation "
                 "checkpointing, which drops the cache that holds it. Turn it off: "
-                "model.gradient_checkpointing_disable(); or take ftlib.adapters.prompt()."
+                "model.activation_checkpointing_disable(); or take ftlib.adapters.prompt()."
             )
 
     def cache(self, rows: int) -> DynamicCache:
