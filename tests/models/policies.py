@@ -6,6 +6,7 @@ Each is a Llama in training mode, without dropout unless it says so, whose weigh
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import IA3Config, LoraConfig
@@ -50,9 +51,11 @@ def _with_norms() -> nn.Module:
 
 
 def _beside_pissa() -> nn.Module:
-    """An inactive adapter has changed the base."""
-    model = attach(tiny_model().requires_grad_(False), lora(4, init="pissa"), name=BESIDE)
-    return attach(model, lora(4), name=NAME)
+    """An inactive adapter has changed the base, and peft was asked for one more."""
+    model: Any = attach(tiny_model().requires_grad_(False), lora(4, init="pissa"), name=BESIDE)
+    model.add_adapter(NAME, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    model.set_adapter(NAME)
+    return model  # type: ignore[no-any-return]
 
 
 def _trained(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
