@@ -19,6 +19,7 @@ from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.adapters.task import score_head
 from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError
+from ftlib.models.adapted import names_in
 from ftlib.models.head import Head
 from ftlib.models.virtual import VirtualTokens, virtual_tokens
 
@@ -221,6 +222,11 @@ def _head(inner: PreTrainedModel) -> Head | ScoreHead:
     if getattr(text, "scale_decoder_outputs", False):  # T5 where head and embedding are one matrix
         scale *= float(text.hidden_size) ** -0.5
     output = inner.get_output_embeddings()
-    if isinstance(output, AuxiliaryTrainingWrapper) and output.disable_adapters:
+    if isinstance(output, AuxiliaryTrainingWrapper) and not _acts(output):
         output = output.original_module  # the base's own matrix, by the same path as without an adapter
     return Head(output, getattr(text, "final_logit_softcapping", None), scale)
+
+
+def _acts(wrapper: Any) -> bool:
+    """Whether an adapter's copy of a module, or rows of it, stand in for it now."""
+    return not wrapper.disable_adapters and bool(names_in(wrapper, wrapper.active_adapters))
