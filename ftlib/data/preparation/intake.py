@@ -7,6 +7,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -124,11 +125,11 @@ def take_in(parts: tuple[Part, ...], settings: Settings, folder: Path) -> Intake
         )
     form, rule = form_of([value for _, _, value in head])
     intake = Intake(parts, Spool(folder), form, rejects)
-    if rule is None:
-        _take_pairs(intake, chain(head, good), settings)
-    else:
-        _take_others(intake, chain(head, good), rule, settings)
-    intake.spool.close()
+    with closing(intake.spool):
+        if rule is None:
+            _take_pairs(intake, chain(head, good), settings)
+        else:
+            _take_others(intake, chain(head, good), rule, settings)
     rejects.check()
     for part in parts:
         intake.notes += part.notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -107,12 +108,12 @@ def prepare(
         Decisions(settings.fixes, "ask", accept) if callable(accept) else Decisions(settings.fixes, accept)
     )
     parts = parts_of(source, settings)
-    folder = tempfile.TemporaryDirectory(prefix="ftlib-prepare-")
+    folder = Path(tempfile.mkdtemp(prefix="ftlib-prepare-"))
     try:
-        outcome = examine(parts, settings, decisions, Path(folder.name))
+        outcome = examine(parts, settings, decisions, folder)
         report = build_report(outcome, tuple(part.sha256() for part in parts))
     except BaseException:
-        folder.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     return Prepared(outcome, report, folder)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
+import weakref
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -13,8 +14,6 @@ from ftlib.data.preparation.run import Action, Outcome
 from ftlib.data.preparation.writing import earlier_report, has_something_to_write, write_all
 
 __all__ = ["Prepared"]
-
-_BATCH = 10_000
 
 
 @final
@@ -29,12 +28,11 @@ class Prepared:
         folder: of the temporary files, deleted with this object.
     """
 
-    def __init__(
-        self, outcome: Outcome, report: dict[str, Any], folder: tempfile.TemporaryDirectory[str]
-    ) -> None:
+    def __init__(self, outcome: Outcome, report: dict[str, Any], folder: Path) -> None:
         self.report = report
         self._outcome = outcome
         self._folder = folder
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     @property
     def actions(self) -> list[Action]:
@@ -50,7 +48,7 @@ class Prepared:
         """
         from ftlib.data.preparation.records import to_records
 
-        return to_records(self._outcome, Path(self._folder.name))
+        return to_records(self._outcome, self._folder)
 
     @cached_property
     def train(self) -> Any:

@@ -28,7 +28,7 @@ class Survey:
         empty: texts without any character.
         multiline: whether any holds a newline.
         spaced: texts that start with a space.
-        one_word: texts of at most one word.
+        words: how many texts have no word, one, two, or more.
         held: those of `candidates` that occur.
     """
 
@@ -42,7 +42,7 @@ class Survey:
     empty: int = 0
     multiline: bool = False
     spaced: int = 0
-    one_word: int = 0
+    words: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     held: set[str] = field(default_factory=set)
     _first: str = ""
 
@@ -63,20 +63,19 @@ class Survey:
         self.empty += not text
         self.multiline = self.multiline or "\n" in text
         self.spaced += text.startswith(" ")
-        self.one_word += len(text.split(None, 2)) <= 1
+        self.words[len(text.split(None, 2))] += 1
         for candidate in self.candidates:
             if candidate not in self.held and candidate in text:
                 self.held.add(candidate)
 
-    @property
-    def mostly_upper(self) -> bool:
-        """Twice the upper-case letters outnumber the lower-case ones."""
-        return 2 * self.upper > self.lower
+    def mostly_upper(self, appended: str = "") -> bool:
+        """Twice the upper-case letters outnumber the lower-case ones, those `appended` to all not counted."""
+        upper, lower = _cases(appended)
+        return 2 * (self.upper - self.rows * upper) > self.lower - self.rows * lower
 
-    @property
-    def median_is_one_word(self) -> bool:
-        """The median length in words is at most 1."""
-        return self.one_word > self.rows // 2
+    def median_is_one_word(self, appended: str = "") -> bool:
+        """The median length in words is at most 1, not counting the word that was `appended` to all."""
+        return sum(self.words[: 2 + len(appended.split())]) > self.rows // 2
 
 
 def _shared(one: str, other: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ftlib.data.preparation.affixes import ending_of, separator_of
+from ftlib.data.preparation.affixes import LAST_ENDING, ending_of, separator_of
 from ftlib.data.preparation.check import Check, Context, Finding, Fix
 from ftlib.data.preparation.survey import Survey
 from ftlib.data.preparation.table import Column, Edit
@@ -14,18 +14,19 @@ __all__ = ["COMPLETION_CASE", "PROMPT_CASE"]
 
 def _prompt_case(context: Context) -> Iterator[Finding]:
     survey = context.table.survey("prompt")
-    if survey.mostly_upper:
+    if survey.mostly_upper():
         yield _finding("prompt", survey, separator_of(survey), default_on=True)
 
 
 def _completion_case(context: Context) -> Iterator[Finding]:
     survey = context.table.survey("completion")
-    if survey.mostly_upper:
-        ending = ending_of(survey, _asked_ending(context)) if context.task == "conditional" else None
+    ending = ending_of(survey, _asked_ending(context)) if context.task == "conditional" else None
+    # The capitals and the word of an ending of ours are no reason: they were appended.
+    ours = ending if ending in (" END", LAST_ENDING) else ""
+    if survey.mostly_upper(ours):
         are_labels = context.task == "classification"
-        yield _finding(
-            "completion", survey, ending, default_on=not are_labels and not survey.median_is_one_word
-        )
+        default_on = not are_labels and not survey.median_is_one_word(ours)
+        yield _finding("completion", survey, ending, default_on=default_on)
 
 
 def _asked_ending(context: Context) -> str | None:
