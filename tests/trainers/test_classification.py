@@ -175,6 +175,7 @@ def test_steps_by_hand_are_a_training_run() -> None:
     assert [row["loss"] for row in rows] == [row["loss"] for row in history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["full", "lora", "ia3"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_classes_are_memorised(kind: str, way: str) -> None:
@@ -344,6 +345,7 @@ def test_a_saved_model_works_in_transformers_own_pipeline(tmp_path: Path) -> Non
         assert [shares[name] for name in NAMES] == pytest.approx(mine["probabilities"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["full", "lora dropout"])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(kind: str, way: str, tmp_path: Path) -> None:
