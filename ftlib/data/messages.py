@@ -252,9 +252,8 @@ def _read(content: Any, column: str) -> _Content:
                     excerpt=describe(part),
                 )
     thought = "".join(found.reasoning)
-    nothing = None if content else ""
-    text = "".join(texts) if texts else nothing
-    return _Content(text, [thought] if thought else [], found.calls, found.results)
+    said = "".join(texts) if texts or not content else None
+    return _Content(said, [thought] if thought else [], found.calls, found.results)
 
 
 def _calls(value: Any, column: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, final, get_args
 from datasets import Dataset, IterableDataset
 
 from ftlib.data.formats import FormatOptions, Outputs
-from ftlib.data.loading.choose import choose, looked_at
+from ftlib.data.loading.choose import choose, header_hint, looked_at
 from ftlib.data.loading.convert import Converter, Pairs, renamed
 from ftlib.data.loading.outcome import Outcome
 from ftlib.data.loading.rejects import OnError, check_share, write_rejected
@@ -126,7 +126,7 @@ class _Request:
         """The converter for data of which these rows were looked at."""
         given = [row.value for row in rows if isinstance(row.value, dict)]
         file = str(rows[0].place.file) if rows else source.name
-        self._check_columns(given, file)
+        self._check_columns(given, file, header_hint(source.is_table))
         choice = choose(
             [renamed(row, self.columns) for row in given],
             format=self.format,
@@ -138,13 +138,13 @@ class _Request:
         )
         return Converter(choice, self.options, self.columns, self.pairs)
 
-    def _check_columns(self, rows: list[dict[str, Any]], file: str) -> None:
+    def _check_columns(self, rows: list[dict[str, Any]], file: str, hint: str) -> None:
         found = {name for row in rows for name in row}
         missing = sorted(set(self.columns.values()) - found)
         if missing:
             raise DataError(
                 f"expected the columns {missing}, found {sorted(found)}. "
-                "columns maps a canonical name to a name in the data.",
+                f"columns maps a canonical name to a name in the data.{hint}",
                 code="missing_column",
                 file=file,
                 column=missing[0],

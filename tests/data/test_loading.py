@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import openpyxl
@@ -88,6 +90,34 @@ def test_several_files_are_one_source(tmp_path):
     assert records["_source"] == [f"{first}:1", f"{tmp_path}/b.csv:2"]
 
 
+def test_null_keys_that_arrow_adds_do_not_reach_the_records(tmp_path):
+    def calls(**arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+    data = Dataset.from_list([{"messages": calls(x=1)}, {"messages": calls(y=2)}, {"messages": CHAT}])
+    data.to_parquet(tmp_path / "a.parquet")
+    for source in (data, tmp_path / "a.parquet", data.to_iterable_dataset()):
+        rows = list(load_records(source))
+        found = [json.loads(row["messages"][1]["tool_calls"])[0] for row in rows[:2]]
+        assert [call["function"]["arguments"] for call in found] == [{"x": 1}, {"y": 2}]
+        assert rows[2]["messages"][1].get("tool_calls") is None
+
+
+def test_polars_frames_are_read_where_polars_is_loaded(monkeypatch):
+    class DataFrame:
+        def iter_rows(self, *, named):
+            return iter([GOOD, GOOD] if named else [])
+
+    monkeypatch.setitem(sys.modules, "polars", SimpleNamespace(DataFrame=DataFrame))
+    assert load_records(DataFrame())["_source"] == ["<frame>:1", "<frame>:2"]
+
+
+def test_a_row_of_ten_megabytes_is_read(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "x" * 10_000_000}, {"text": "y"}])
+    assert [len(text) for text in load_records(path)["text"]] == [10_000_000, 1]
+
+
 # --- errors of a source that no rule reads ---
 
 
@@ -97,6 +127,10 @@ def test_a_missing_header_is_hinted_at(tmp_path):
         load_records(tmp_path / "a.csv")
     assert caught.value.code == "unknown_format"
     assert len(load_records(tmp_path / "a.csv", header=False)) == 2
+    for options in ({"columns": {"prompt": "ask"}}, {"format": "text"}):
+        with pytest.raises(DataError, match="header=False") as caught:
+            load_records(tmp_path / "a.csv", **options)
+        assert caught.value.code == "missing_column"
 
 
 def test_completions_alone_are_pointed_to_open_ended_text():

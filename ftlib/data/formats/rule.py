@@ -212,17 +212,8 @@ def slotted(
     """
 
     def found(row: Row) -> Found:
-        given: dict[str, str] = {}
-        for key in row:
-            given.setdefault(key.casefold() if any_case else key, key)
-        columns = {
-            slot: next(
-                (given[each] for each in spec.names if each in given and row[given[each]] is not None),
-                spec.names[0],
-            )
-            for slot, spec in slots.items()
-        }
-        return Found(row, columns)
+        spelled = _any_case(row) if any_case else {}
+        return Found(row, {slot: _column(row, spec.names, spelled) for slot, spec in slots.items()})
 
     def fits(row: Row) -> bool:
         here = found(row)
@@ -243,6 +234,20 @@ def slotted(
         tuple(each for spec in slots.values() for each in spec.names),
         number,
     )
+
+
+def _column(row: Row, names: tuple[str, ...], spelled: Mapping[str, str]) -> str:
+    """The first of `names` that the row has; the first of all where it has none."""
+    for name in names:
+        name = spelled.get(name, name)
+        if row.get(name) is not None:
+            return name
+    return names[0]
+
+
+def _any_case(row: Row) -> dict[str, str]:
+    """Lower-case names -> the row's own; of two that differ in case alone the first."""
+    return {key.casefold(): key for key in reversed(list(row)) if row[key] is not None}
 
 
 def compares(row: Row) -> bool:

@@ -62,6 +62,12 @@ def _row(located: Located) -> dict[str, Any]:
     return {} if isinstance(located.value, DataError) else located.value
 
 
+def _parent(located: Located) -> Any:
+    """The message that this one answers; tables leave the cell of a first message empty."""
+    parent = _row(located).get("parent_id")
+    return None if parent == "" else parent
+
+
 def _line(row: Located, by_id: Mapping[Any, Located]) -> Line:
     """The message with all that it answers.
 
@@ -78,7 +84,7 @@ def _line(row: Located, by_id: Mapping[Any, Located]) -> Line:
             f"expected each id once, got {describe(row.value['message_id'])} again.", column="message_id"
         )
     line = [row]
-    while (parent := _row(line[0]).get("parent_id")) is not None:
+    while (parent := _parent(line[0])) is not None:
         if parent not in by_id or len(line) > len(by_id):
             cause = "a circle of answers" if parent in by_id else f"{describe(parent)}, which no row has"
             raise row.place.error(
@@ -100,7 +106,7 @@ def _best_answers(lines: Sequence[Line], options: FormatOptions) -> list[Line]:
     """One line per tree, along the best ranked replies, to the last answer on it."""
     replies: dict[Any, list[Line]] = defaultdict(list)
     for line in lines:
-        replies[_row(line[-1]).get("parent_id")].append(line)
+        replies[_parent(line[-1])].append(line)
     best = []
     for root in replies[None]:
         end, answer = root, None

@@ -17,7 +17,7 @@ from ftlib.data.formats import BY_NAME, RULES, Rule, rule_named
 from ftlib.data.segments import Row
 from ftlib.errors import ConfigError, DataError
 
-__all__ = ["LOOKED_AT", "Choice", "choose", "looked_at"]
+__all__ = ["LOOKED_AT", "Choice", "choose", "header_hint", "looked_at"]
 
 LOOKED_AT = 256  # first rows that decide the format, and as many drawn from the rest
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def choose(
         return Choice(None)
     if format != "auto":
         rule = rule_named(format)
-        _require(rule, rows, file)
+        _require(rule, rows, file, is_table=is_table)
         return Choice(rule)
     candidates = _candidates(columns)
     fits = {rule.name: sum(map(rule.fits, rows)) for rule in candidates}
@@ -114,6 +114,11 @@ def choose(
             file=file,
         )
     return Choice(best, False, len(rows), {name: count for name, count in fits.items() if count}, ignored)
+
+
+def header_hint(is_table: bool) -> str:
+    """What to do about a header that is none."""
+    return " If the first row is no header: header=False." if is_table else ""
 
 
 def looked_at(rows: Sequence[Any]) -> list[Any]:
@@ -155,7 +160,7 @@ def _ignored(
     return tuple(sorted(found))
 
 
-def _require(rule: Rule, rows: Sequence[Row], file: str) -> None:
+def _require(rule: Rule, rows: Sequence[Row], file: str, *, is_table: bool) -> None:
     """A column that no row has is one error, not one per row."""
     if any(rule.fits(row) for row in rows):
         return
@@ -163,7 +168,8 @@ def _require(rule: Rule, rows: Sequence[Row], file: str) -> None:
     for column in rule.needs:
         if column not in found:
             raise DataError(
-                f"expected a column {column!r}, found {found}. Map it: columns={{{column!r}: …}}.",
+                f"expected a column {column!r}, found {found}. Map it: columns={{{column!r}: …}}."
+                f"{header_hint(is_table)}",
                 code="missing_column",
                 file=file,
                 column=column,
@@ -172,7 +178,7 @@ def _require(rule: Rule, rows: Sequence[Row], file: str) -> None:
 
 def _unknown(rows: Sequence[Row], nearest: Rule, count: int, file: str, *, is_table: bool) -> DataError:
     keys = _keys(rows)
-    header = " If the first row is no header: header=False." if is_table else ""
+    header = header_hint(is_table)
     if "completion" in keys and "prompt" not in keys:
         return DataError(
             f"expected prompt beside completion, found {keys}. For open-ended text, map it: "

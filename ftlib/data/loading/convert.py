@@ -158,6 +158,8 @@ def renamed(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
         >>> renamed({"question": "q", "prompt": "old"}, {"prompt": "question"})
         {'prompt': 'q', 'extra_prompt': 'old'}
     """
+    if not columns:
+        return dict(row)
     names = {given: canonical for canonical, given in columns.items()}
     taken = {names[name]: value for name, value in row.items() if name in names}
     kept = {
@@ -185,6 +187,8 @@ def _check_writable(value: Any, column: str) -> None:
                 column=column,
                 excerpt=ascii(value[max(0, at - 20) : at + 20]),
             )
+    elif value is None or isinstance(value, int | float):
+        return
     elif isinstance(value, Mapping):
         for name, item in value.items():
             _check_writable(name, f"{column}.{name!a}")

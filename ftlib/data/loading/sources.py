@@ -19,6 +19,7 @@ from ftlib.errors import ConfigError, DataError
 
 __all__ = ["Source", "paths_of", "plain_row"]
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 _TABLES = ("csv", "tsv", "xlsx")  # files whose cells are text, and whose headers people type
 
 
@@ -65,11 +66,16 @@ class Source:
     def _file(self, path: Path) -> Iterator[Located]:
         table = read_table(path, **self.options)
         is_table, is_text = table.facts.format in _TABLES, table.facts.format == "txt"
+        is_arrow = table.facts.format == "parquet"
         self.is_table = self.is_table or is_table
         for located in table:
             if is_text and not isinstance(located.value, DataError) and not located.value["text"].strip():
                 continue  # counted in the notes
-            yield _with_text_cells(located) if is_table else located
+            if is_table:
+                located = _with_text_cells(located)
+            elif is_arrow and isinstance(located.value, dict):
+                located = Located(located.place, plain_row(located.value))
+            yield located
         self.notes += table.notes
 
 
@@ -83,7 +89,9 @@ def paths_of(given: Any) -> list[Path]:
 
 
 def plain_row(row: Mapping[Any, Any], features: Features | None = None) -> dict[str, Any]:
-    """A row of plain Python values: no numpy, and of class labels the names."""
+    """A row of plain Python values: no numpy, of class labels the names, and inside of columns no null keys,
+    which Arrow gives to every object that lacks what another has.
+    """
     plain = {str(name): _plain(value) for name, value in row.items()}
     kind = (features or {}).get("label")
     if isinstance(kind, ClassLabel) and isinstance(plain.get("label"), int):
@@ -126,12 +134,14 @@ def _frame_rows(given: Any) -> Iterable[Mapping[Any, Any]] | None:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in _PLAIN:  # most values, and checks against abstract classes are slow
+        return value
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return [_plain(item) for item in value.tolist()]
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
