@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -15,11 +16,11 @@ from ftlib.batches import PackedBatch
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.sampler import pack
-from ftlib.engine.config import TrainConfig
+from ftlib.engine.config import TrainConfig, is_count
 from ftlib.errors import ConfigError
 from ftlib.models import forward
 from ftlib.models.modes import no_dropout
-from ftlib.models.references import Cached, Kind, Reference
+from ftlib.models.references import Cached, Kind, Reference, Snapshot
 from ftlib.objectives import DPO, Objective, Weighted
 from ftlib.objectives.dpo import PairLoss
 from ftlib.objectives.protocol import Referring
@@ -31,7 +32,10 @@ from ftlib.trainers.trained import Examples
 
 __all__ = ["DPOTrainer"]
 
+logger = logging.getLogger(__name__)
+
 LOOKED_AT = 4  # examples on which policy and reference are compared before the first step
+FOLLOW_SHARE = 0.6  # of TR-DPO's soft updates
 START_TOLERANCE = 1e-5  # of their log-probabilities' size, at least in nats
 
 
@@ -63,6 +67,10 @@ class DPOTrainer(Trainer):
         reference_cache: True keeps the reference's log-probabilities in memory; a folder keeps them for
             later runs too; False computes them in every step.
         allow_initial_kl: train although policy and reference differ at the start.
+        follow_every: steps after which the reference moves towards the policy, as in TR-DPO (Gorbatovski et
+            al. 2024, arXiv 2404.09656); it is then a snapshot, and its log-probabilities are not kept. None
+            leaves it where it is.
+        follow_share: of the policy in the reference's new weights, in (0, 1]; 1 replaces them.
 
     Raises:
         ConfigError: an option out of range, or one without effect.
@@ -91,7 +99,15 @@ class DPOTrainer(Trainer):
         reference: Kind | nn.Module | Reference | None = "auto",
         reference_cache: bool | str | Path = True,
         allow_initial_kl: bool = False,
+        follow_every: int | None = None,
+        follow_share: float = FOLLOW_SHARE,
     ) -> None:
+        self._follow_every, self._follow_share = follow_every, follow_share
+        if follow_every is not None:
+            _check_following(follow_every, follow_share, reference, reference_cache, objective)
+            reference, reference_cache = "snapshot", False
+        elif follow_share != FOLLOW_SHARE:
+            raise ConfigError("DPOTrainer: follow_share has no effect without follow_every. Give both.")
         refuse_without_effect(
             objective,
             {
@@ -100,6 +116,7 @@ class DPOTrainer(Trainer):
                 "label_smoothing": (label_smoothing, 0.0),
                 "ipo_reduction": (ipo_reduction, "mean"),
                 "reference": (reference, "auto"),
+                "follow_every": (follow_every, None),
             },
         )
         self._own = DPO(reference, beta, loss, label_smoothing, ipo_reduction)
@@ -116,6 +133,8 @@ class DPOTrainer(Trainer):
             objective=objective,
             encoder=encoder,
         )
+        if "margin" in getattr(self.train_data, "column_names", ()):
+            logger.warning("DPOTrainer: the data's margins are not used; ftlib.RewardTrainer reads them.")
         # with the engine's own forward, so that a reference has the precision of the steps
         self.engine.objective = self._with_reference(self.engine.objective)
 
@@ -138,7 +157,11 @@ class DPOTrainer(Trainer):
         if self.boundary.counters.step == 0 and not self._allow_initial_kl:
             self._require_equal_start()
         with no_dropout(self.model):  # else policy and reference would differ by its noise
-            return super().step(batch)
+            row = super().step(batch)
+        if self._follow_every is not None and self.boundary.counters.step % self._follow_every == 0:
+            reference = cast(DPO, self.engine.objective).reference
+            cast(Snapshot, reference).follow(self._follow_share)
+        return row
 
     def predictions(self, data: Examples) -> list[dict[str, Any]]:
         """Of each answer, in order: ``logps`` in nats, and ``rewards``, beta times its log-ratio."""
@@ -194,6 +217,26 @@ class DPOTrainer(Trainer):
                 f"nats on an answer of {logp:.4g}. Make the trainer after the last change of the weights, or "
                 "set allow_initial_kl=True."
             )
+
+
+def _check_following(
+    every: int, share: float, reference: object, cache: bool | str | Path, objective: Objective | None
+) -> None:
+    """A moving reference is one kind of reference, and what it said goes stale."""
+    if not is_count(every) or not 0.0 < share <= 1.0:
+        raise ConfigError(
+            f"DPOTrainer: expected follow_every >= 1 and follow_share in (0, 1], got {every} and {share}."
+        )
+    if not (isinstance(reference, str) and reference in ("auto", "snapshot")) or objective is not None:
+        raise ConfigError(
+            "DPOTrainer: follow_every moves a snapshot of the policy that the trainer takes itself. Leave "
+            "reference= and objective= out."
+        )
+    if not isinstance(cache, bool):
+        raise ConfigError(
+            "DPOTrainer: reference_cache has no effect on a reference that moves. Leave out one of "
+            "reference_cache= and follow_every=."
+        )
 
 
 def _dpo_in(objective: Objective) -> DPO | None:

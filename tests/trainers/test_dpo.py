@@ -462,3 +462,46 @@ def test_predictions_leave_the_cache_to_the_training_steps():
     cached = trainer.engine.objective.reference
     assert isinstance(cached, Cached)
     assert not cached._known
+
+
+def test_a_reference_that_takes_the_policys_place_every_step_starts_every_step_at_ln_2():
+    trainer = dpo(model=adapted(), adapter=None, follow_every=1, follow_share=1.0)
+    losses = [trainer.step(PAIRS)["loss"] for _ in range(3)]
+    assert losses == pytest.approx([LN_2] * 3, abs=EXACT)
+    assert dpo(model=adapted(), adapter=None).step(PAIRS)["loss"] == pytest.approx(LN_2, abs=EXACT)
+
+
+def test_a_reference_moves_by_its_share_and_only_when_it_is_time():
+    trainer = dpo(model=adapted(), adapter=None, follow_every=2, follow_share=0.25)
+    weights = trainer.engine.objective.reference.weights
+    start = {name: weight.clone() for name, weight in weights.items()}
+    trainer.step(PAIRS)
+    assert all(torch.equal(weight, start[name]) for name, weight in weights.items())
+    trainer.step(PAIRS)
+    policy = dict(trainer.model.named_parameters())
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, start[name] + 0.25 * (policy[name].detach() - start[name]))
+    assert any(not torch.equal(weight, start[name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"follow_share": 0.5}, "without follow_every"),
+        ({"follow_every": 0}, "follow_every >= 1"),
+        ({"follow_every": 2, "follow_share": 0.0}, "follow_share in"),
+        ({"follow_every": 2, "reference": "adapter_off"}, "a snapshot of the policy"),
+        ({"follow_every": 2, "objective": DPO()}, "a snapshot of the policy"),
+        ({"follow_every": 2, "reference_cache": "folder"}, "a reference that moves"),
+    ],
+)
+def test_a_moving_reference_that_makes_no_sense_is_refused(options, told):
+    with pytest.raises(ConfigError, match=told):
+        dpo(model=adapted(), adapter=None, **options)
+
+
+def test_margins_in_the_data_are_said_to_have_no_effect(caplog):
+    rows = [{"prompt": "a ", "chosen": "b", "rejected": "c", "margin": 1.0}] * 2
+    tokenizer = tiny_tokenizer()
+    DPOTrainer(tiny_model(), rows, tokenizer=tokenizer, adapter=lora(4))
+    assert "margins are not used" in caplog.text

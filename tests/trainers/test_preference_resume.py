@@ -23,6 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "dpo of all weights": {"kind": DPOTrainer, "adapter": "full"},
     "dpo uncached": {"kind": DPOTrainer, "reference_cache": False},
     "dpo of a copy": {"kind": DPOTrainer, "reference": "copy", "loss": "ipo"},
+    "dpo after a reference that moves": {"kind": DPOTrainer, "follow_every": 2, "follow_share": 0.3},
     "dpo and likelihood": {"kind": DPOTrainer, "objective": weighted({DPO(): 1.0, SFT(): 0.1})},
     "reward": {"kind": RewardTrainer},
     "reward with dropout": {"kind": RewardTrainer, "adapter": "lora dropout", "center": 0.01},
