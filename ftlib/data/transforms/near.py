@@ -4,20 +4,20 @@ Clusters are stars round their earliest text: a text joins the earliest centre t
 never joined through a third text, so that chains of small changes do not grow into one cluster (as happens
 where pairs are closed transitively).
 
-Signatures and shingles stand in a temporary folder while the clusters are found, so memory grows by some
-tens of bytes per text, whatever its length.
+Signatures and shingles stand in a temporary folder while the clusters are found. Memory holds some tens of
+bytes per text, and of the texts that may have a near-duplicate a tenth of their shingles.
 
 Shapes: n texts, H = 128 hashes of a signature, S shingles.
 """
 
 from __future__ import annotations
 
+import math
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import final
@@ -35,6 +35,7 @@ _MISSED = 1e-3  # the share of pairs at the threshold that may share no band
 _SLACK = 0.2  # six standard deviations of a signature's estimate of the similarity
 _BATCH = 2**14  # shingles hashed together
 _CHUNK = 2**16  # signatures read together
+_SLOTS = 2**22  # at most, of the table that tells rare shingles from frequent ones
 
 Centres = NDArray[np.int64]
 
@@ -69,7 +70,7 @@ def near_duplicates(
         raise ConfigError(f"near_duplicates: expected 0 < threshold <= 1, got {threshold}.")
     with tempfile.TemporaryDirectory(prefix="near-duplicates-", dir=folder) as place:
         store = _stored(texts, Path(place))
-        return np.arange(0) if store is None else _stars(store, Fraction(str(threshold)), Path(place))
+        return np.arange(0) if store is None else _stars(store, Fraction(str(threshold)))
 
 
 def jaccard(one: Shingles, other: Shingles) -> Fraction:
@@ -138,38 +139,77 @@ def _batches(sets: Iterable[Shingles]) -> Iterator[list[Shingles]]:
         yield batch
 
 
-def _stars(store: _Store, threshold: Fraction, folder: Path) -> Centres:
+def _stars(store: _Store, threshold: Fraction) -> Centres:
     """Each text in order joins the earliest centre it resembles, or becomes one."""
-    count = len(store.ends_n1) - 1
-    centres = np.arange(count)
-    buckets = _buckets(store.signatures_nH, _rows_per_band(float(threshold)), folder)
-    centres_of: dict[tuple[int, int], list[int]] = {}
-    alone = np.ones(count, dtype=bool)  # texts that share no bucket are centres, and nobody's candidates
-    for start in range(0, count, _CHUNK):
-        alone[start : start + _CHUNK] = (buckets[start : start + _CHUNK] < 0).all(axis=1)
-    for index in np.flatnonzero(~alone).tolist():
-        mine = [(band, bucket) for band, bucket in enumerate(buckets[index].tolist()) if bucket >= 0]
-        candidates = sorted({centre for key in mine for centre in centres_of.get(key, ())})
+    centres = np.arange(len(store.ends_n1) - 1)
+    counts = _counts(store.shingles)
+    centres_of: dict[int, list[int]] = {}  # rare shingle -> the centres that have it, ascending
+    # A text that shares no band with another is a centre, and nobody's candidate.
+    for index in np.flatnonzero(_paired(store.signatures_nH, float(threshold))).tolist():
+        rare = _rarest(store.of(index), counts, threshold)
+        candidates = sorted({centre for shingle in rare for centre in centres_of.get(shingle, ())})
         centre = _first_alike(store, index, candidates, threshold)
         if centre is None:
-            for key in mine:
-                centres_of.setdefault(key, []).append(index)
+            for shingle in rare:
+                centres_of.setdefault(shingle, []).append(index)
         else:
             centres[index] = centre
     return centres
+
+
+def _rarest(mine: Shingles, counts: NDArray[np.int64], threshold: Fraction) -> list[int]:
+    """So many of the rarest shingles that alike texts share one of theirs, in whatever order all are ranked.
+
+    Rare ones, so that texts which share a long preamble are not all compared with one another.
+
+    Source: Chaudhuri, Ganti, Kaushik 2006, prefix filtering.
+    """
+    ranked = mine[np.argsort(counts[_slots(mine, len(counts))], kind="stable")]
+    rare: list[int] = ranked[: len(mine) - math.ceil(threshold * len(mine)) + 1].tolist()
+    return rare
+
+
+def _counts(all_shingles: Shingles) -> NDArray[np.int64]:
+    """How often shingles occur, by slot; those that share one are ranked together, which costs time alone."""
+    slots = min(2 ** len(all_shingles).bit_length(), _SLOTS)
+    counts = np.zeros(slots, dtype=np.int64)
+    for start in range(0, len(all_shingles), slots):
+        counts += np.bincount(_slots(all_shingles[start : start + slots], slots), minlength=slots)
+    return counts
+
+
+def _slots(values: Shingles, slots: int) -> NDArray[np.int64]:
+    return (values & np.uint64(slots - 1)).astype(np.int64)
 
 
 def _first_alike(store: _Store, index: int, candidates: list[int], threshold: Fraction) -> int | None:
     if not candidates:
         return None
     tried = np.array(candidates)
-    size, sizes = len(store.of(index)), store.ends_n1[tried + 1] - store.ends_n1[tried]
+    mine = store.of(index)
+    sizes = store.ends_n1[tried + 1] - store.ends_n1[tried]
     # The similarity is at most the smaller set over the larger one.
-    tried = tried[np.minimum(sizes, size) >= float(threshold) * np.maximum(sizes, size) * (1 - 1e-12)]
+    smaller, larger = np.minimum(sizes, len(mine)), np.maximum(sizes, len(mine))
+    tried = tried[smaller * threshold.denominator >= larger * threshold.numerator]
     estimates = (store.signatures_nH[tried] == store.signatures_nH[index]).mean(axis=1)
     tried = tried[estimates >= float(threshold) - _SLACK]
-    mine = store.of(index)
     return next((int(c) for c in tried if jaccard(store.of(int(c)), mine) >= threshold), None)
+
+
+def _paired(signatures_nH: NDArray[np.uint32], threshold: float) -> NDArray[np.bool_]:
+    """Which texts share a band of their signature with another text, bool [n]."""
+    count, rows = len(signatures_nH), _rows_per_band(threshold)
+    paired = np.zeros(count, dtype=bool)
+    hashed = np.empty(count, dtype=np.uint64)
+    for first in range(0, _HASHES, rows):
+        for start in range(0, count, _CHUNK):
+            part = signatures_nH[start : start + _CHUNK, first : first + rows].astype(np.uint64)
+            hashed[start : start + _CHUNK] = mixed(
+                (mixed(part) * _FACTORS[:rows]).sum(axis=1, dtype=np.uint64)
+            )
+        _, bucket, members = np.unique(hashed, return_inverse=True, return_counts=True)
+        paired |= members[bucket] > 1
+    return paired
 
 
 def _rows_per_band(threshold: float) -> int:
@@ -180,17 +220,3 @@ def _rows_per_band(threshold: float) -> int:
 
 def _misses(similarity: float, rows: int) -> float:
     return float((1.0 - similarity**rows) ** (_HASHES // rows))
-
-
-def _buckets(signatures_nH: NDArray[np.uint32], rows: int, folder: Path) -> NDArray[np.int32]:
-    """The bucket of each text in each band, int32 [n, bands] on disk; -1 where no other text is in it."""
-    count, bands = len(signatures_nH), _HASHES // rows
-    buckets = np.memmap(folder / "buckets", np.int32, "w+", shape=(count, bands))
-    hashed = np.empty(count, dtype=np.uint64)
-    for band in range(bands):
-        for start, end in pairwise([*range(0, count, _CHUNK), count]):
-            part = signatures_nH[start:end, band * rows : (band + 1) * rows].astype(np.uint64)
-            hashed[start:end] = mixed((mixed(part) * _FACTORS[:rows]).sum(axis=1, dtype=np.uint64))
-        _, bucket, members = np.unique(hashed, return_inverse=True, return_counts=True)
-        buckets[:, band] = np.where(members[bucket] > 1, bucket, -1)
-    return buckets

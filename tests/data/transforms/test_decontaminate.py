@@ -43,7 +43,7 @@ def test_shorter_texts_are_compared_by_runs_of_8(shared, contaminated):
     assert decontaminate(texts(row, "clean"), [SHORT], remove=True).report.kept == 2 - contaminated
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from("abc"), max_size=30).map(" ".join), min_size=1, max_size=4),
     st.lists(st.lists(st.sampled_from("abc"), max_size=30).map(" ".join), min_size=1, max_size=3),

@@ -26,7 +26,7 @@ def of(name, texts):
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=3)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(sizes=SIZES, seed=st.integers(0, 5), stop=st.sampled_from(["first", "all", "once"]), data=st.data())
 def test_rows_come_in_order_and_the_stop_policy_holds(sizes, seed, stop, data):
     sources = {f"s{i}": source(f"s{i}", size) for i, size in enumerate(sizes)}
@@ -46,7 +46,7 @@ def test_rows_come_in_order_and_the_stop_policy_holds(sizes, seed, stop, data):
     assert any(whole) if stop == "first" else all(whole)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(sizes=SIZES, seed=st.integers(0, 3), stop=st.sampled_from(["first", "all", "once"]))
 def test_a_stream_gives_the_same_rows_each_time_it_is_read(sizes, seed, stop):
     sources = {f"s{i}": source(f"s{i}", size) for i, size in enumerate(sizes)}

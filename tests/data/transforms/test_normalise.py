@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftlib.data.transforms import normalise
@@ -16,16 +16,19 @@ def spelled_out(text):
     return " ".join("".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in folded).split())
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_follows_the_rule(text):
     assert normalise(text) == spelled_out(text)
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS, min_size=1), st.sampled_from([" ", "\t\n", ", ", " — ", "\u2028", "。", "\u200b"]))
 def test_what_stands_between_words_does_not_matter(words, between):
     assert normalise(between + between.join(words) + between) == normalise(" ".join(words))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_the_result_has_single_blanks_and_none_outside(text):
     made = normalise(text)

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftlib.data import load_records, split
@@ -79,6 +79,7 @@ def test_rare_classes_stand_on_both_sides():
     assert set(train["label"]) == set(valid["label"]) == {"a", "b", "c"}
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(2, 12), min_size=1, max_size=4), share=st.sampled_from([0.1, 0.2, 0.5, 0.9])
 )
@@ -170,6 +171,7 @@ def test_a_stream_is_refused_by_name():
         split(pairs(5).to_iterable_dataset())
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=8), min_size=2, unique_by=normalise), st.integers(0, 3), st.randoms())
 def test_in_any_order_a_prompt_falls_on_the_same_side(prompts, seed, random):
     shuffled = random.sample(prompts, len(prompts))
@@ -177,6 +179,7 @@ def test_in_any_order_a_prompt_falls_on_the_same_side(prompts, seed, random):
     assert held == dict(zip(shuffled, membership.by_hash(shuffled, 0.5, seed), strict=True))
 
 
+@settings(deadline=None)
 @given(
     sizes=st.dictionaries(st.sampled_from("abcd"), st.integers(2, 30), min_size=1),
     share=st.sampled_from([0.1, 0.2, 1 / 3, 0.5]),
