@@ -7,6 +7,7 @@ choice of dtype, and an error where a library would go on with random weights.
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
@@ -40,7 +41,7 @@ from ftlib.models.padding import choose_pad_id, padding_tokenizer
 from ftlib.models.parts import inner_model
 from ftlib.models.precision import choose_dtype, parse_dtype
 from ftlib.models.quantise import parse_quantisation, quantised_loading
-from ftlib.models.quiet import quiet
+from ftlib.models.quiet import quiet, without_load_report
 from ftlib.models.source import Source, find_source
 from ftlib.models.vetting import weight_files
 
@@ -277,10 +278,10 @@ def _read_model(
     options: dict[str, Any] = {**_gguf(source), **source.loading}
     if source.gguf_file:
         options["quantization_config"] = GgufConfig(dequantize=True)  # else the weights stay packed
-    if auto is AutoModelForSequenceClassification:
+    if classifies := auto is AutoModelForSequenceClassification:
         options["ignore_mismatched_sizes"] = True  # of the head, as is checked below
     try:
-        with quiet():
+        with quiet(), without_load_report() if classifies else nullcontext():
             loaded: Any = auto.from_pretrained(
                 source.folder,
                 config=config,
@@ -298,7 +299,7 @@ def _read_model(
             f"load: expected a model that {auto.__name__} reads at {source.name}, got: {error}"
         ) from error
     model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    if auto is AutoModelForSequenceClassification:
+    if classifies:
         check_head_alone_is_new(model, report, source.name)
     elif missing := sorted(report["missing_keys"]):
         raise CheckpointError(

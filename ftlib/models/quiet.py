@@ -6,6 +6,7 @@ Verbosity is a global of those libraries and belongs to the user; nothing of it 
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -14,7 +15,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["quiet"]
+__all__ = ["quiet", "without_load_report"]
 
 
 @contextmanager
@@ -34,6 +35,25 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_tqdm_hook(previous)
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """No table from this thread of the weights that a checkpoint lacks: for a caller that tells them itself.
+
+    Other messages, and those of other threads, are logged as before.
+    """
+    owner = get_ident()
+
+    def kept(record: logging.LogRecord) -> bool:
+        return get_ident() != owner or "LOAD REPORT" not in str(record.msg)
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(kept)
+    try:
+        yield
+    finally:
+        logger.removeFilter(kept)
 
 
 class _WithoutBars(io.TextIOBase):
