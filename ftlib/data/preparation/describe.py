@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ftlib.data.preparation.words import counted
+
 __all__ = ["describe_report"]
 
 
@@ -14,7 +16,7 @@ def describe_report(report: dict[str, Any]) -> str:
         action["check"] for action in report["actions"] if not action["applied"] and action["default"] == "on"
     ]
     rows, tokens = report["rows"], report["tokens"]
-    lines = [f"{report['input']['file']}: {rows['read']:,} rows, {report['task']}"]
+    lines = [f"{report['input']['file']}: {counted(rows['read'], 'row')}, {report['task']}"]
     for finding in report["findings"]:
         mark = "!" if finding["level"] == "warn" else "-"
         lines.append(f"{mark} {finding['check']}: {finding['message']}{_rows(finding)}")
@@ -23,13 +25,13 @@ def describe_report(report: dict[str, Any]) -> str:
         lines.append(f"Declined: {', '.join(declined)}.")
     dropped = sum(rows["dropped"].values())
     left_out = f" ({dropped:,} dropped, {rows['rejected']:,} rejected)" if dropped or rows["rejected"] else ""
-    lines.append(f"{rows['kept']:,} rows are left{left_out}.")
+    lines.append(f"Left: {counted(rows['kept'], 'row')}{left_out}.")
     lines.append(
         f"About {tokens['total']:,} tokens per epoch (by {tokens['by']}): half of the rows have up to "
         f"{tokens['p50']:,}, the longest {tokens['max']:,}; {tokens['over']:,} over {tokens['limit']:,}. "
         "Training time grows with tokens times epochs."
     )
-    lines += [f"Wrote {name}, {count:,} rows." for name, count in report["outputs"].items()]
+    lines += [f"Wrote {name}, {counted(count, 'row')}." for name, count in report["outputs"].items()]
     if report["rejected"]["file"] is not None:
         lines.append(f"Wrote {report['rejected']['file']}, the rows that could not be read.")
     return "\n".join(lines)

@@ -144,10 +144,10 @@ def test_in_words_a_run_says_what_it_did(tmp_path, capsys, monkeypatch):
     for part in (
         "Append ' ->' to all prompts? [Y/n]",
         "d.jsonl: 3 rows, conditional",
-        "! leading_space: 2 completions do not start with a space",
+        "! leading_space: 2 completions without a space at the start",
         "Applied: empty_completion, prompt_separator, completion_ending.",
         "Declined: leading_space.",
-        "2 rows are left (1 dropped, 0 rejected).",
+        "Left: 2 rows (1 dropped, 0 rejected).",
         "tokens per epoch",
         "d_prepared.jsonl",
     ):

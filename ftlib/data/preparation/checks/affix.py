@@ -19,6 +19,7 @@ from ftlib.data.preparation.affixes import (
 )
 from ftlib.data.preparation.check import Check, Context, Finding, Fix
 from ftlib.data.preparation.table import Column, Edit
+from ftlib.data.preparation.words import counted
 
 __all__ = ["COMPLETION_ENDING", "COMPLETION_PREFIX", "LEADING_SPACE", "PROMPT_PREFIX", "PROMPT_SEPARATOR"]
 
@@ -79,7 +80,7 @@ def _present(context: Context, column: Column, affix: str, name: str) -> Finding
     ]
     if inside:
         data["repeated_in_rows"] = context.labels(inside)
-        notes += f"; in {len(inside)} rows it occurs earlier too"
+        notes += f"; in {counted(len(inside), 'row')} it occurs earlier too"
     return Finding(
         f"all {column}s end in the {name} {affix!r}{notes}",
         rows=inside,
@@ -188,7 +189,7 @@ def _leading_space(context: Context) -> Iterator[Finding]:
         return
     counter = context.settings.counter
     yield Finding(
-        f"{without_space} completions do not start with a space",
+        f"{counted(without_space, 'completion')} without a space at the start",
         count=without_space,
         data={"prepend": " "},
         fix=Fix(

@@ -9,6 +9,7 @@ import numpy as np
 from ftlib.data.preparation.check import Check, Context, Finding, Fix
 from ftlib.data.preparation.scan import Sensitive
 from ftlib.data.preparation.sensitive import PII_KINDS, SECRET_KINDS
+from ftlib.data.preparation.words import counted
 
 __all__ = ["ANSWER_IN_PROMPT", "PII", "SECRET", "SEPARATOR_IN_COMPLETION", "TRAILING_BLANK"]
 
@@ -17,20 +18,22 @@ def _separator_in_completion(context: Context) -> Iterator[Finding]:
     rows = context.scan.separator_in_completion
     if rows:
         yield Finding(
-            f"{len(rows)} completions hold the separator", rows, data={"separator": context.separator}
+            f"the separator inside of {counted(len(rows), 'completion')}",
+            rows,
+            data={"separator": context.separator},
         )
 
 
 def _trailing_blank(context: Context) -> Iterator[Finding]:
     rows = context.scan.trailing_blank
     if rows:
-        yield Finding(f"{len(rows)} prompts end in a blank", rows)
+        yield Finding(f"a blank at the end of {counted(len(rows), 'prompt')}", rows)
 
 
 def _answer_in_prompt(context: Context) -> Iterator[Finding]:
     rows = context.scan.answer_in_prompt
     if rows and context.task == "conditional":
-        yield Finding(f"{len(rows)} prompts hold their answer", rows)
+        yield Finding(f"the answer inside of {counted(len(rows), 'prompt')}", rows)
 
 
 def _pii(context: Context) -> Iterator[Finding]:
@@ -47,14 +50,14 @@ def _sensitive(context: Context, found: Sensitive, kinds: tuple[str, ...], what:
     rows = np.array(found.rows, dtype=np.int64)
     examples = [{**each, "row": context.intake.spool.label(each["row"])} for each in found.examples]
     yield Finding(
-        f"{len(rows)} rows seem to hold {what}",
+        f"what looks like {what} in {counted(len(rows), 'row')}",
         rows,
         data={
             "kinds": [kind for kind in kinds if found.kinds[kind]],
             "rows_by_kind": {kind: found.kinds[kind] for kind in kinds if found.kinds[kind]},
             "examples": examples,
         },
-        fix=Fix("off", f"Drop {len(rows)} rows with {what}", {"rows": len(rows)}, drop=rows),
+        fix=Fix("off", f"Drop {counted(len(rows), 'row')} with {what}", {"rows": len(rows)}, drop=rows),
     )
 
 

@@ -11,6 +11,7 @@ from ftlib.data.preparation.check import Check, Context, Finding, Fix
 from ftlib.data.preparation.checks.task import is_few
 from ftlib.data.preparation.table import Table
 from ftlib.data.preparation.tokens import BYTES_PER_TOKEN
+from ftlib.data.preparation.words import counted
 
 __all__ = ["DUPLICATE", "LENGTH_ESTIMATE", "TOO_LONG"]
 
@@ -24,7 +25,7 @@ def _duplicate(context: Context) -> Iterator[Finding]:
         return
     distinct = table.distinct_completions
     repetition_tells = context.task == "open-ended" and distinct >= 2 and is_few(distinct, len(table))
-    share = f"{len(rows)} of {len(table)} rows repeat an earlier one"
+    share = f"{counted(len(rows), 'repeated row')} of {len(table):,}"
     yield Finding(
         share
         + ("; here repetition carries information. Were prompts forgotten?" if repetition_tells else ""),
@@ -33,7 +34,7 @@ def _duplicate(context: Context) -> Iterator[Finding]:
         doubt=repetition_tells,
         fix=Fix(
             "off" if repetition_tells else "on",
-            f"Drop {len(rows)} duplicate rows",
+            f"Drop {counted(len(rows), 'duplicate row')}",
             {"rows": len(rows)},
             drop=rows,
         ),
@@ -65,12 +66,12 @@ def _too_long(context: Context) -> Iterator[Finding]:
     if not len(rows):
         return
     yield Finding(
-        f"{len(rows)} rows are longer than {data['limit']:,} {data['unit']}",
+        f"{counted(len(rows), 'row')} of more than {data['limit']:,} {data['unit']}",
         rows,
         data=data,
         fix=Fix(
             "off" if context.task == "open-ended" else "on",
-            f"Drop {len(rows)} long rows",
+            f"Drop {counted(len(rows), 'long row')}",
             {"rows": len(rows), **data},
             drop=rows,
         ),
@@ -89,7 +90,7 @@ def _length_estimate(context: Context) -> Iterator[Finding]:
     rows = table.indices[context.intake.array("bytes")[table.kept] > BYTES_PER_TOKEN * limit]
     if len(rows):
         yield Finding(
-            f"{len(rows)} rows may be longer than {limit:,} tokens, by {BYTES_PER_TOKEN} bytes a token",
+            f"{counted(len(rows), 'row')} of perhaps more than {limit:,} tokens, {BYTES_PER_TOKEN} bytes each",
             rows,
             data={"limit": limit, "unit": "tokens", "bytes_per_token": BYTES_PER_TOKEN},
         )

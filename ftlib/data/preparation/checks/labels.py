@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from ftlib.data.preparation.check import Check, Context, Finding
+from ftlib.data.preparation.words import counted
 from ftlib.errors import ConfigError
 
 __all__ = ["CLASS_IMBALANCE", "LABEL_TOKENS", "LABEL_VARIANT", "RARE_CLASS", "check_positive_class"]
@@ -35,7 +36,7 @@ def _label_variant(context: Context) -> Iterator[Finding]:
     found = [labels for labels in variants.values() if len(labels) > 1]
     if found:
         yield Finding(
-            f"{len(found)} labels are spelled in several ways: {found}",
+            f"{counted(len(found), 'label')} in several spellings: {found}",
             count=len(found),
             data={"labels": found, "counts": {label: counts[label] for group in found for label in group}},
         )
@@ -45,7 +46,9 @@ def _rare_class(context: Context) -> Iterator[Finding]:
     rare = {label: count for label, count in _classes(context).items() if count < _RARE}
     if rare:
         yield Finding(
-            f"{len(rare)} classes have fewer than {_RARE} rows", count=len(rare), data={"labels": rare}
+            f"{counted(len(rare), 'class', 'classes')} of fewer than {_RARE} rows",
+            count=len(rare),
+            data={"labels": rare},
         )
 
 
@@ -56,7 +59,7 @@ def _class_imbalance(context: Context) -> Iterator[Finding]:
     largest, smallest = max(counts.values()), min(counts.values())
     if largest > _IMBALANCE * smallest:
         yield Finding(
-            f"the largest class has {largest} rows, the smallest {smallest}",
+            f"the largest class has {counted(largest, 'row')}, the smallest {smallest:,}",
             count=len(counts),
             data={"largest": largest, "smallest": smallest, "labels": dict(counts)},
         )
@@ -75,7 +78,8 @@ def _label_tokens(context: Context) -> Iterator[Finding]:
     shared = [labels for labels in by_first.values() if len(labels) > 1]
     if several or shared:
         yield Finding(
-            f"{len(several)} labels have several {unit}, {len(shared)} groups share their first",
+            f"{counted(len(several), 'label')} of several {unit}, {counted(len(shared), 'group')} of labels "
+            "that share their first",
             count=len({*several, *(label for labels in shared for label in labels)}),
             data={"unit": unit, "several": several, "shared_first": shared},
         )

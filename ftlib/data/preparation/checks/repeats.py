@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ftlib.data.preparation.check import Check, Context, Finding, Fix
+from ftlib.data.preparation.words import counted
 from ftlib.data.transforms import near_duplicates
 
 __all__ = ["CONFLICTING_COMPLETION", "NEAR_DUPLICATE", "near_clusters"]
@@ -34,10 +35,11 @@ def _near_duplicate(context: Context) -> Iterator[Finding]:
         return
     rows = np.array(sorted(row for cluster in clusters for row in cluster[1:]), dtype=np.int64)
     yield Finding(
-        f"{len(clusters)} clusters of near-duplicates, {len(rows)} rows besides their first ones",
+        f"{counted(len(clusters), 'cluster')} of near-duplicates, {counted(len(rows), 'row')} besides the "
+        "first ones",
         clusters=clusters,
         data={"repeated": len(rows)},
-        fix=Fix("off", f"Drop {len(rows)} near-duplicates", {"rows": len(rows)}, drop=rows),
+        fix=Fix("off", f"Drop {counted(len(rows), 'near-duplicate')}", {"rows": len(rows)}, drop=rows),
     )
 
 
@@ -46,7 +48,7 @@ def _conflicting(context: Context) -> Iterator[Finding]:
         return
     clusters = context.scan.conflicting(context.table.indices)
     if clusters:
-        yield Finding(f"{len(clusters)} prompts come with different completions", clusters=clusters)
+        yield Finding(f"{counted(len(clusters), 'prompt')} with different completions", clusters=clusters)
 
 
 NEAR_DUPLICATE = Check(

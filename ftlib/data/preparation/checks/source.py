@@ -8,6 +8,7 @@ from typing import Any
 
 from ftlib.data.preparation.check import Check, Context, Finding, Fix
 from ftlib.data.preparation.columns import COLUMNS
+from ftlib.data.preparation.words import counted
 
 __all__ = ["COLUMN_NAMES", "EXTRA_COLUMNS", "FORMAT", "ROW_COUNT"]
 
@@ -52,7 +53,7 @@ def _row_count(context: Context) -> Iterator[Finding]:
     rows = len(context.table)
     if rows < _FEW:
         yield Finding(
-            f"{rows} rows; a few hundred are advised, and each doubling helps about linearly",
+            f"{counted(rows, 'row')}; a few hundred are advised, and each doubling helps about linearly",
             count=rows,
             data={"rows": rows, "advised": "a few hundred"},
         )

@@ -10,6 +10,7 @@ from ftlib.data.preparation.check import Check, Context, Finding, Fix
 from ftlib.data.preparation.checks.labels import check_positive_class
 from ftlib.data.preparation.checks.repeats import near_clusters
 from ftlib.data.preparation.sides import Sides, divide
+from ftlib.data.preparation.words import counted
 from ftlib.errors import DataError
 
 __all__ = ["LEAKAGE", "SPLIT"]
@@ -34,7 +35,7 @@ def _split(context: Context) -> Iterator[Finding]:
     except DataError as error:
         yield Finding(f"no split: {error.message}", data={"withheld": True}, doubt=True)
         return
-    sizes = f"{len(sides.train)} rows for training, {len(sides.valid)} for validation"
+    sizes = f"{counted(len(sides.train), 'row')} for training, {len(sides.valid):,} for validation"
     yield Finding(
         sizes,
         count=len(context.table),
@@ -47,7 +48,7 @@ def _leakage(context: Context) -> Iterator[Finding]:
     sides: Sides | None = context.sides
     if sides is not None and sides.shared_prompts:
         yield Finding(
-            f"{sides.shared_prompts} prompts stand on both sides of the split",
+            f"{counted(sides.shared_prompts, 'prompt')} on both sides of the split",
             count=sides.shared_prompts,
             data={"shared_prompts": sides.shared_prompts},
         )
@@ -61,7 +62,8 @@ def _leakage(context: Context) -> Iterator[Finding]:
         ]
         if clusters:
             yield Finding(
-                f"{len(clusters)} clusters of near-duplicates reach over several files", clusters=clusters
+                f"{counted(len(clusters), 'cluster')} of near-duplicates over several files",
+                clusters=clusters,
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ftlib.data.preparation.check import Check, Context, Finding
+from ftlib.data.preparation.words import counted
 from ftlib.errors import DataError
 
 __all__ = ["NOTHING_TO_LEARN", "TASK", "TASK_AGAIN", "guess", "is_few"]
@@ -31,7 +32,8 @@ def _task(context: Context) -> Iterator[Finding]:
     task = guess(context)
     distinct = context.table.distinct_completions
     yield Finding(
-        f"taken for {task} data ({distinct} different completions in {len(context.table)} rows)",
+        f"taken for {task} data ({counted(distinct, 'different completion')} in "
+        f"{counted(len(context.table), 'row')})",
         count=len(context.table),
         data={"task": task, "distinct_completions": distinct},
         known={"task": task},

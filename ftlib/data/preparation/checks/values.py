@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ftlib.data.preparation.check import Check, Context, Finding, Fix
 from ftlib.data.preparation.intake import rows_with
 from ftlib.data.preparation.table import Column, Edit
+from ftlib.data.preparation.words import counted
 
 __all__ = ["CONTROL_CHAR", "EMPTY_COMPLETION", "EMPTY_PROMPT", "LONE_SURROGATE", "NONSTRING_VALUE"]
 
@@ -17,13 +18,13 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+")
 def _nonstring(context: Context) -> Iterator[Finding]:
     rows = context.intake.converted
     if rows:
-        yield Finding(f"{len(rows)} rows hold values that are no text; they become JSON text", rows)
+        yield Finding(f"values that are no text, which become JSON text: {counted(len(rows), 'row')}", rows)
 
 
 def _surrogates(context: Context) -> Iterator[Finding]:
     rows = context.intake.surrogates
     if rows:
-        yield Finding(f"{len(rows)} rows hold lone surrogates; they become U+FFFD", rows)
+        yield Finding(f"lone surrogates, which become U+FFFD: {counted(len(rows), 'row')}", rows)
 
 
 def _empty(context: Context) -> Iterator[Finding]:
@@ -33,7 +34,7 @@ def _empty(context: Context) -> Iterator[Finding]:
     rows = rows_with(reasons)
     counts = {reason: len(of) for reason, of in reasons.items()}
     yield Finding(
-        f"{len(rows)} completions are empty",
+        counted(len(rows), "empty completion"),
         rows,
         data={"reasons": counts},
         fix=Fix("necessary", "Drop rows with empty completions", {"rows": len(rows)}, drop=rows),
@@ -46,7 +47,7 @@ def _empty_prompt(context: Context) -> Iterator[Finding]:
         return
     if context.task == "open-ended":
         return
-    yield Finding(f"{len(rows)} of {len(context.table)} prompts are empty", rows)
+    yield Finding(f"{counted(len(rows), 'empty prompt')} of {len(context.table):,}", rows)
 
 
 def _control(context: Context) -> Iterator[Finding]:
@@ -59,7 +60,7 @@ def _control(context: Context) -> Iterator[Finding]:
         edits = tuple(Edit("control_char", column, _stripped) for column in columns)
         fix = Fix("off", "Remove control characters", edits=edits)
     yield Finding(
-        f"{len(rows)} rows hold control characters",
+        f"control characters: {counted(len(rows), 'row')}",
         rows,
         fix=fix,
     )
