@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ftlib.__main__ import main
+from ftlib.__main__ import COMMANDS, main
 from ftlib.data.preparation import CHECKS
 from tests.data.preparation.harness import execute, pairs
 
@@ -164,3 +164,13 @@ def test_every_check_says_when_it_speaks_and_optional_ones_what_they_do():
     assert all(check.trigger for check in CHECKS)
     assert all(bool(check.remedy) == (check.default is not None) for check in CHECKS)
     assert len({(check.name, check.trigger) for check in CHECKS}) == len(set(CHECKS))
+
+
+def test_each_command_is_listed_and_has_its_own_help(capsys):
+    for arguments in (["--help"], ["prepare", "--help"], ["preview", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for part in (*COMMANDS, "--split-method", "--tokenizer"):
+        assert part in said

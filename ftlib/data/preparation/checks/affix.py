@@ -161,7 +161,9 @@ def _completion_prefix(context: Context) -> Iterator[Finding]:
         return rest if rest.startswith(" ") else space + rest
 
     said = f"all completions begin with {prefix!r}"
-    if any(not removed(row.completion).strip() for row in context.table.rows()):
+    # What is left must be more than the ending.
+    ending = ending_of(survey) if context.task == "conditional" else None
+    if any(not without(removed(row.completion), ending).strip() for row in context.table.rows()):
         yield Finding(
             f"{said}; it stays, because a completion would become blank",
             count=survey.rows,

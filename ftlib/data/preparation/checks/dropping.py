@@ -90,7 +90,7 @@ def _length_estimate(context: Context) -> Iterator[Finding]:
     rows = table.indices[context.intake.array("bytes")[table.kept] > BYTES_PER_TOKEN * limit]
     if len(rows):
         yield Finding(
-            f"{counted(len(rows), 'row')} of perhaps more than {limit:,} tokens, {BYTES_PER_TOKEN} bytes each",
+            f"{counted(len(rows), 'row')} of perhaps over {limit:,} tokens, {BYTES_PER_TOKEN} bytes each",
             rows,
             data={"limit": limit, "unit": "tokens", "bytes_per_token": BYTES_PER_TOKEN},
         )
