@@ -230,10 +230,9 @@ def test_a_randomised_start_is_the_same_in_every_process_and_draws_from_nobody()
         assert torch.equal(first.get_base_layer().weight, second.get_base_layer().weight)
 
 
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_2", "olora"])
-def test_a_resumed_run_is_the_run_that_was_not_stopped(init: str, tmp_path: Path) -> None:
+def test_a_run_resumed_under_another_random_state_is_the_run_that_was_not_stopped(tmp_path: Path) -> None:
     def go(folder: Path | None, **options: Any) -> Any:
-        model = moved(fresh(init, seed=torch.seed() % 2**31))
+        model = moved(fresh("pissa_niter_2", seed=torch.seed() % 2**31))
         return preference_run(DPOTrainer, folder, model=model, **options)
 
     go(tmp_path, callbacks=[stop_after(3)])

@@ -27,8 +27,7 @@ from tests.models_zoo import tiny_model
 from tests.packed import own_logprobs, random_batch, random_groups
 from tests.quantised_zoo import KINDS, WIDE, quantised_model
 from tests.trainers.ppo_tiny import ppo
-from tests.trainers.preferences import PAIRS, moved, preference_run, preference_trainer
-from tests.trainers.runs import assert_same, stop_after
+from tests.trainers.preferences import PAIRS, moved, preference_trainer
 from tests.trainers.tiny import rows
 
 pytest.importorskip("bitsandbytes")
@@ -229,15 +228,6 @@ def test_roles_share_the_quantised_base(kind: Quantisation) -> None:
     before = forward(role, BATCH, scores=True).scores_CK
     moved(policy, seed=3)
     assert torch.equal(forward(role, BATCH, scores=True).scores_CK, before)
-
-
-@both
-def test_a_resumed_run_is_the_run_that_was_not_stopped(kind: Quantisation, tmp_path: Path) -> None:
-    def go(folder: Path | None, **options: Any) -> Any:
-        return preference_run(DPOTrainer, folder, model=adapted(kind), **options)
-
-    go(tmp_path, callbacks=[stop_after(3)])
-    assert_same(go(tmp_path, resume=True), go(None))
 
 
 # -- loading, saving, and the way back -----------------------------------------------------------------
