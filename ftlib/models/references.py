@@ -20,7 +20,7 @@ from ftlib.errors import ConfigError
 from ftlib.models.adapted import is_identity, why_not_off
 from ftlib.models.cached import Cached
 from ftlib.models.frozen import AdapterOff, FrozenCopy, Snapshot, scorer_of
-from ftlib.models.parts import inner_model
+from ftlib.models.parts import inner_model, language_task
 from ftlib.models.reference_protocol import KeptReference, Reference
 
 __all__ = [
@@ -85,6 +85,12 @@ def _require_separate(reference: nn.Module, model: nn.Module) -> None:
         raise ConfigError(
             f"reference: expected a model of its own, got one that shares {shared[0]} among {len(shared)} "
             "trained weights with the policy. Use reference='snapshot' for the policy as it is now."
+        )
+    tasks = [language_task(each) for each in (theirs, policy)]
+    if tasks[0] != tasks[1]:
+        raise ConfigError(
+            f"reference: expected a model of the policy's kind, {tasks[1]!r}, got one of {tasks[0]!r}, which "
+            "would read the policy's prompts and answers as one text. Give a model of the same kind."
         )
     sizes = [
         int(inner_model(each).config.get_text_config(decoder=True).vocab_size) for each in (theirs, policy)

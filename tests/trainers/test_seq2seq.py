@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import ftlib as ft
-from ftlib.adapters import attach, full, lora
+from ftlib.adapters import attach, full, ia3, lora
 from ftlib.data import Encoder
 from ftlib.errors import CapabilityError, ConfigError, DataError
 from ftlib.models import AdapterOff, Snapshot
@@ -157,6 +157,36 @@ def test_a_padded_batch_of_prompts_is_answered_like_single_ones() -> None:
     assert len(set(together)) > 1
 
 
+def test_beams_and_draws_are_those_of_transformers() -> None:
+    trainer = trainer_of("full", max_steps=10)
+    trainer.train()
+    batch = TOKENIZER(PROMPTS[0], return_tensors="pt", return_token_type_ids=False)
+    own = trainer.model.eval().generate(**batch, max_new_tokens=9, num_beams=3)
+    text = TOKENIZER.decode(own[0], skip_special_tokens=True)
+    assert trainer.generate(PROMPTS[:1], max_new_tokens=9, num_beams=3) == [text]
+    drawn = [trainer.generate(PROMPTS, do_sample=True, max_new_tokens=9, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+STARTS = {
+    "ia3": (ia3, 3e-2),
+    "dora": (lambda: lora(4, dora=True), 1e-2),
+    "pissa": (lambda: lora(4, init="pissa"), 3e-3),
+    "olora": (lambda: lora(4, init="olora"), 3e-3),
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_the_other_adapters_start_at_the_base_and_learn(kind: str) -> None:
+    make, rate = STARTS[kind]
+    config = ft.TrainConfig(max_steps=20, learning_rate=rate, schedule="constant", progress="off")
+    base = trainer_of("full").evaluate(ROWS)["eval_loss"]
+    trainer = SFTTrainer(model_for(TOKENIZER), ROWS, tokenizer=TOKENIZER, adapter=make(), config=config)
+    assert trainer.evaluate(ROWS)["eval_loss"] == pytest.approx(base, rel=1e-5)
+    trainer.train()
+    assert trainer.evaluate(ROWS)["eval_loss"] < 0.8 * base
+
+
 LETTERS = "abcdefgh"
 
 
@@ -253,6 +283,13 @@ def test_an_encoder_for_the_other_kind_of_model_is_refused(make: Any, task: str,
         trainer_of("lora", model=make(), encoder=Encoder(TOKENIZER, task=other))
 
 
+def test_a_reference_of_the_other_kind_is_refused() -> None:
+    """A decoder would read the policy's prompt and answer as one text."""
+    with pytest.raises(ConfigError, match="of the policy's kind, 'seq2seq_lm', got one of 'causal_lm'"):
+        dpo(model=t5_model(), reference=tiny_model())
+    assert dpo(model=t5_model(), reference=t5_model(seed=1), allow_initial_kl=True, max_steps=1).train()
+
+
 def test_plain_text_is_refused_before_anything_is_trained() -> None:
     with pytest.raises(DataError, match="a prompt for the encoder to read, got text without a prompt"):
         trainer_of("lora", [{"text": "yes indeed"}])
@@ -270,9 +307,7 @@ def test_reward_models_and_ppo_want_a_decoder() -> None:
 def test_a_trainer_that_gets_a_name_says_how_to_load_it(tmp_path: Path) -> None:
     t5_model().save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
-    with pytest.raises(
-        ConfigError, match="Pass task='seq2seq_lm'; a trainer takes the"
-    ):
+    with pytest.raises(ConfigError, match="Pass task='seq2seq_lm'; a trainer takes the"):
         SFTTrainer(str(tmp_path), ROWS, adapter=lora(4))
 
 
