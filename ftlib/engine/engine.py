@@ -35,6 +35,7 @@ from ftlib.engine.determinism import capture_rng, restore_rng
 from ftlib.engine.optim import Masters, make_optimizer, make_schedule
 from ftlib.errors import CapabilityError, ConfigError, NonFiniteError
 from ftlib.models import Scorer
+from ftlib.models.adapted import undecayed
 from ftlib.models.checkpointing import disable_checkpointing, enable_checkpointing, is_checkpointable
 from ftlib.models.parts import inner_model
 from ftlib.objectives import Objective
@@ -141,7 +142,9 @@ class Engine:
             enable_checkpointing(self.model)
         self.scorer = self.accelerator.prepare(Scorer(self.model, value_head=self.value_head))
         self.masters = Masters(trainable)
-        self.optimizer = make_optimizer(self.config, self.masters.named, self.learning_rate, rates)
+        self.optimizer = make_optimizer(
+            self.config, self.masters.named, self.learning_rate, rates, undecayed(self.model)
+        )
         self.schedule = make_schedule(self.config, self.optimizer, self.steps)
         on_cpu = self.device.type == "cpu"
         self.max_tokens = self.config.max_tokens or (CPU_TOKENS if on_cpu else DEVICE_TOKENS)

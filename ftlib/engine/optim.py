@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, final
 
 import torch
@@ -81,6 +81,7 @@ def make_optimizer(
     parameters: Mapping[str, nn.Parameter],
     learning_rate: float,
     rates: Mapping[str, float] | None = None,
+    undecayed: Container[str] = (),
 ) -> Optimizer:
     """The configured optimiser; weight decay on tensors of two axes or more only.
 
@@ -89,6 +90,7 @@ def make_optimizer(
         parameters: by name.
         learning_rate: peak.
         rates: peaks of the parameters that have one of their own.
+        undecayed: names of more parameters without weight decay.
 
     Raises:
         ConfigError: the caller's function returns something else.
@@ -97,7 +99,7 @@ def make_optimizer(
     members: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for decays in (True, False):  # matrices, then biases and norms
         for name, weight in parameters.items():
-            if (weight.ndim >= 2) is decays:
+            if (weight.ndim >= 2 and name not in undecayed) is decays:
                 settings = own.get(name, learning_rate), config.weight_decay if decays else 0.0
                 members.setdefault((*settings, decays), []).append(weight)
     groups: list[dict[str, Any]] = [

@@ -23,6 +23,7 @@ __all__ = [
     "names_in",
     "parameters_in_use",
     "tuner_layers",
+    "undecayed",
     "virtual_holders",
     "why_not_off",
 ]
@@ -125,6 +126,20 @@ def idle_weights(model: nn.Module) -> frozenset[int]:
     named = list(model.named_parameters(remove_duplicate=False))
     idle = frozenset(id(weight) for name, weight in named if name.startswith(replaced))
     return idle - {id(weight) for name, weight in named if not name.startswith(replaced)}
+
+
+def undecayed(model: nn.Module) -> frozenset[str]:
+    """Names of the weights that a pull towards zero would spoil: scales, which start at one, and virtual tokens,
+    with what computes them.
+    """
+    own: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, IA3Layer):
+            own += module.ia3_l.values()
+    for holder in virtual_holders(model):
+        own += cast(nn.Module, holder.prompt_encoder).parameters()
+    chosen = {id(weight) for weight in own}
+    return frozenset(name for name, weight in model.named_parameters() if id(weight) in chosen)
 
 
 def is_identity(model: nn.Module) -> bool:

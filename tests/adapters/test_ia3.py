@@ -16,10 +16,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ftlib.adapters import attach, ia3, load_adapter, merge, model_capabilities
 from ftlib.adapters.slices import SlicedIA3Linear, keys_and_values
+from ftlib.engine import TrainConfig
 from ftlib.errors import CapabilityError, ConfigError
 from ftlib.models import adapters_off, forward
+from ftlib.trainers import SFTTrainer
 from tests.models_zoo import ARCHITECTURES, tiny_model
 from tests.packed import random_batch
+from tests.trainers.tiny import rows
 
 BATCH = random_batch()
 IDS_BL = torch.arange(3, 13)[None]
@@ -179,6 +182,17 @@ def test_grouped_is_padded(arch: str) -> None:
         forward(model, BATCH, path=path).logprobs_N.sum().backward()  # type: ignore[arg-type]
         gradients.append([x.grad.clone() for x in model.parameters() if x.grad is not None])
     assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
+
+
+def test_weight_decay_does_not_pull_scales_towards_zero() -> None:
+    """A step without a gradient would take 10 per cent off every vector of ones."""
+    config = TrainConfig(progress="off", weight_decay=1.0, learning_rate=0.1, max_steps=1, batch_size=2)
+    zero = [row | {"continuation_weights": [[0.0] * len(row["continuation_ids"][0])]} for row in rows(2)]
+    trainer = SFTTrainer(tiny_model("gpt2"), zero, adapter=ia3(), config=config)
+    trainer.train()
+    scales = [weight for name, weight in trainer.model.named_parameters() if "ia3_l" in name]
+    assert len(scales) == 4
+    assert all(bool((weight == 1).all()) for weight in scales)
 
 
 def test_named_targets_scale_the_input_of_down_projections_and_the_output_of_the_rest() -> None:
