@@ -14,7 +14,7 @@ from typing import Any, final, get_args
 from datasets import Dataset, IterableDataset
 
 from ftlib.data.formats import FormatOptions, Outputs
-from ftlib.data.loading.choose import choose, header_hint, looked_at
+from ftlib.data.loading.choose import Choice, choose, header_hint, looked_at
 from ftlib.data.loading.convert import Converter, Pairs, renamed
 from ftlib.data.loading.outcome import Outcome
 from ftlib.data.loading.rejects import OnError, check_share, write_rejected
@@ -136,7 +136,18 @@ class _Request:
             file=file,
             is_table=source.is_table,
         )
+        self._check_use(choice)
         return Converter(choice, self.options, self.columns, self.pairs)
+
+    def _check_use(self, choice: Choice) -> None:
+        given = {"pairs": self.pairs is not None, "outputs": self.options.outputs != "first"}
+        obeyed = ("pairs", "outputs") if choice.mixed else choice.rule.obeys if choice.rule else ()
+        useless = [name for name, there in given.items() if there and name not in obeyed]
+        if useless:
+            raise ConfigError(
+                f"load_records: {useless[0]} has no effect on rows read as {choice.name!r}. Leave it out, or "
+                "name the format you mean."
+            )
 
     def _check_columns(self, rows: list[dict[str, Any]], file: str, hint: str) -> None:
         found = {name for row in rows for name in row}
@@ -158,37 +169,41 @@ def _loaded(source: Source, request: _Request) -> Dataset:
         raise DataError("expected rows, got none.", code="empty_data", file=source.name)
     good = [row for row in located if isinstance(row.value, dict)]
     if not good:
-        raise gathered([row.value for row in located if isinstance(row.value, DataError)])
+        raise _unreadable(located, request, source)
     convert = request.converter(looked_at(good), source)
     rule = convert.choice.rule
-    gather = None if rule is None else rule.gather
-    if gather is not None:
-        made = gather([_renamed(row, request.columns) for row in located], request.options)
+    if rule is not None and rule.gather is not None:
+        made = rule.gather([_renamed(row, request.columns) for row in located], request.options)
         located = made.rows
         outcome.dropped.update(made.dropped)
     for row in located:
         outcome.add(row, convert)
-    if gather is not None:
+    if rule is not None and rule.gather is not None:
         outcome.used = outcome.rows - outcome.dropped.total() - len(outcome.rejects)
-    rejected_file = _settle(outcome, request, source)
-    notes = source.notes + convert.notes
-    report = outcome.report(convert, notes, rejected_file)
-    if not outcome.records:
-        raise DataError(f"expected records, got none: {report}.", code="empty_data", file=source.name)
-    _tell(report, outcome.records)
-    return report.attached(to_dataset(outcome.records))
-
-
-def _settle(outcome: Outcome, request: _Request, source: Source) -> Path | None:
-    """Raise the bad rows, or write them down.
-
-    Raises:
-        DataError: bad rows that are not skipped.
-    """
     problems = [error for _, error in outcome.rejects]
     if problems and request.on_error == "raise":
         raise gathered(problems)
     check_share(problems, outcome.rows, request.max_bad)
+    if not outcome.records:
+        told = outcome.report(convert, source.notes)
+        raise DataError(f"expected records, got none: {told}.", code="empty_data", file=source.name)
+    report = outcome.report(convert, source.notes + convert.notes, _written(outcome, source))
+    _tell(report, outcome.records)
+    return report.attached(to_dataset(outcome.records))
+
+
+def _unreadable(located: Sequence[Located], request: _Request, source: Source) -> DataError:
+    """The error of a source of which no row can be read."""
+    problems = [row.value for row in located if isinstance(row.value, DataError)]
+    if request.on_error == "raise":
+        return gathered(problems)
+    check_share(problems, len(located), request.max_bad)
+    told = f"expected records, got none: rejected {len(problems)} of {len(located)} rows."
+    return DataError(told, code="empty_data", file=source.name)
+
+
+def _written(outcome: Outcome, source: Source) -> Path | None:
+    """Where the bad rows of files were written down; the last place, of several."""
     written = None
     for path in paths_of(source.given):
         mine = [(row, error) for row, error in outcome.rejects if row.place.file == str(path)]

@@ -401,8 +401,9 @@ def test_mapped_columns_decide_between_formats():
     assert json.loads(record.pop("extra_messages")) == CHAT
     assert record == {"prompt": "Q", "completion": "A"}
     assert loaded([{"cmd": "Q", "out": "A"}], columns={"instruction": "cmd", "output": "out"}) == [QA]
-    with pytest.raises(ConfigError, match="no format has together"):
-        load_records([row], columns={"segments": "q", "completion": "a"})
+    assert loaded([{"q": "Q", "a": "4"}], columns={"prompt": "q", "answer": "a"}) == [
+        {"prompt": "Q", "answer": "4"}
+    ]
 
 
 def test_a_rule_needs_every_row():

@@ -219,6 +219,21 @@ def test_nothing_left_is_empty_data():
     assert caught.value.code == "empty_data"
 
 
+@pytest.mark.parametrize("rows", [[BAD], ['{"a'], ["5"]])
+def test_a_file_of_bad_rows_alone_leaves_nothing_and_writes_nothing(rows, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match="rejected 1") as caught:
+        load_records(path, on_error="skip", max_bad=None, format="prompt_completion")
+    assert caught.value.code == "empty_data"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("option", [{"pairs": "all"}, {"outputs": "all"}])
+def test_options_that_the_format_does_not_know_are_refused(option):
+    with pytest.raises(ConfigError, match="has no effect on rows read as 'prompt_completion'"):
+        load_records([GOOD], **option)
+
+
 def test_options_of_no_known_value_are_refused():
     for option in ({"on_error": "ignore"}, {"outputs": "some"}, {"pairs": "both"}):
         with pytest.raises(ConfigError, match=next(iter(option))):

@@ -158,4 +158,5 @@ RANKED = Rule(
     lambda row: ranked_columns(row).names,
     ("prompt", "answers", "ranks", "scores", "responses"),
     10,
+    ("pairs",),
 )

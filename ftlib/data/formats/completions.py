@@ -112,4 +112,5 @@ TASKS = slotted(
     known_as="Super-NaturalInstructions",
     columns=("prompt", "completion"),
     number=20,
+    obeys=("outputs",),
 )

@@ -85,6 +85,7 @@ class Rule:
         reads: the columns of a row that `convert` reads.
         names: every column that it can read, for `columns=`.
         number: its place in the table; `None` for a format that is never guessed.
+        obeys: options of `load_records` that mean something to it, ``outputs`` or ``pairs``.
         gather: rows of the whole source to rows that `convert` takes, for formats whose records are spread
             over rows.
     """
@@ -99,6 +100,7 @@ class Rule:
     reads: Callable[[Row], tuple[str, ...]]
     names: tuple[str, ...]
     number: int | None = None
+    obeys: tuple[str, ...] = ()
     gather: Callable[[Sequence[Located], FormatOptions], Gathered] | None = None
 
     def canonical(self, row: Row, roles: Roles = ROLES) -> dict[str, Any]:
@@ -196,6 +198,7 @@ def slotted(
     number: int | None = None,
     unless: Callable[[Row], bool] | None = None,
     any_case: bool = False,
+    obeys: tuple[str, ...] = (),
 ) -> Rule:
     """A rule declared by its slots.
 
@@ -209,6 +212,7 @@ def slotted(
         number: likewise.
         unless: rows that are something else although they have these columns; `compares` unless told.
         any_case: columns are found whatever their case.
+        obeys: as in `Rule`.
     """
 
     def found(row: Row) -> Found:
@@ -233,6 +237,7 @@ def slotted(
         lambda row: tuple(column for column in found(row).columns.values() if column in row),
         tuple(each for spec in slots.values() for each in spec.names),
         number,
+        obeys,
     )
 
 

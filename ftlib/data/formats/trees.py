@@ -143,5 +143,6 @@ TREES = Rule(
     MESSAGES.convert,
     lambda _: ("messages",),
     _NEEDED,
+    obeys=("outputs",),
     gather=_gather,
 )

@@ -129,16 +129,10 @@ def looked_at(rows: Sequence[Any]) -> list[Any]:
 
 
 def _candidates(columns: Mapping[str, str]) -> list[Rule]:
-    """The rules that read all columns that were mapped for any rule."""
+    """The rules that read all columns that were mapped for any rule; all rules where none does."""
     known = {name for rule in RULES for name in rule.names}
     mapped = known.intersection(columns)
-    candidates = [rule for rule in RULES if mapped <= set(rule.names)]
-    if not candidates:
-        raise ConfigError(
-            f"load_records: expected columns to map the columns of one format, got {sorted(mapped)}, which "
-            'no format has together. Name the format, or take the rows as they are: format="rows".'
-        )
-    return candidates
+    return [rule for rule in RULES if mapped <= set(rule.names)] or list(RULES)
 
 
 def _ignored(

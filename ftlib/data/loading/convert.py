@@ -79,7 +79,8 @@ class Converter:
             made = self._records(row)
         except DataError as error:
             raise error.replaced(file=place.file, row=place.row, sheet=place.sheet) from error
-        source = row.get("_source") or str(place)
+        source = row.get("_source")
+        source = source if isinstance(source, str) and source else str(place)
         return made if isinstance(made, Dropped) else [{**record, "_source": source} for record in made]
 
     def _records(self, row: Row) -> list[dict[str, Any]] | Dropped:
