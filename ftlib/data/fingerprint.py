@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
 from datasets.fingerprint import Hasher
+from datasets.utils._dill import Pickler
 
 __all__ = ["code_fingerprint", "identity"]
 
@@ -21,7 +23,22 @@ def identity(value: Any) -> str:
         source = inspect.getsource(code)
     except (OSError, TypeError):
         source = ""
-    return f"{Hasher.hash(value)}:{hashlib.blake2b(source.encode(), digest_size=8).hexdigest()}"
+    return f"{_hashed(value)}:{hashlib.blake2b(source.encode(), digest_size=8).hexdigest()}"
+
+
+class _Pickler(Pickler):
+    """What datasets hashes, with frozensets in sorted order: the set in ``x in {"a", "b"}`` is one."""
+
+    def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+        if type(obj) is frozenset:
+            obj = ("frozenset", sorted(map(_hashed, obj)))
+        super().save(obj, save_persistent_id)
+
+
+def _hashed(value: Any) -> str:
+    file = io.BytesIO()
+    _Pickler(file, recurse=True).dump(value)
+    return str(Hasher.hash_bytes(file.getvalue()))
 
 
 def code_fingerprint() -> str:
