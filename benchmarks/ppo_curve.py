@@ -47,7 +47,7 @@ def run(seed: int, updates: int) -> list[dict[str, Any]]:
     model, tokenizer = ft.load(ft.demo_model(), adapter=ft.adapters.lora(r=16))
     config = ft.PPOConfig(
         max_steps=updates,
-        batch_size=32,
+        batch_size=16,
         epochs_per_rollout=2,
         max_new_tokens=32,
         learning_rate=2e-4,
