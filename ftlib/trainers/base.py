@@ -36,7 +36,6 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from ftlib.adapters.attach import AnyModel
 from ftlib.batches import PackedBatch
 from ftlib.data.audit import warn_of_overlap
-from ftlib.data.audit import warn_of_overlap
 from ftlib.data.encode import Encoder
 from ftlib.data.sampler import StepSampler
 from ftlib.engine.config import TrainConfig
@@ -106,7 +105,6 @@ class Trainer(Boundaries):
         self.eval_data = None if eval_dataset is None else self._encoded(eval_dataset, "eval_dataset")
         if self.config.eval_steps is not None and self.eval_data is None:
             raise ConfigError("trainer: eval_steps has no effect without data. Give eval_dataset.")
-        warn_of_overlap(self.train_data, self.eval_data)
         warn_of_overlap(self.train_data, self.eval_data)
         # 2. the plan
         self.sampler = StepSampler(

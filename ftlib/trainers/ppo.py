@@ -181,7 +181,7 @@ class PPOTrainer(Trainer):
             (self.steps - alone) * per_rollout,
             self.learning_rate,
             value_head=value_head_of(self.model) if self.objective.critic else None,
-            value_learning_rate=value_rate(config, self.learning_rate),
+            value_learning_rate=value_rate(config, self.learning_rate, self.model),
             before_update=lambda: self.callbacks.dispatch("on_pre_optimizer_step"),
             after_update=lambda: self.callbacks.dispatch("on_optimizer_step"),
         )

@@ -18,7 +18,8 @@ from typing import Any, Literal, final
 from torch import nn
 
 from ftlib import adapters
-from ftlib.adapters.attach import AnyModel
+from ftlib.adapters.attach import AnyModel, model_capabilities
+from ftlib.adapters.capability import LORA
 from ftlib.engine.engine import Engine
 from ftlib.engine.optimizer_state import flatten_optimizer, restore_optimizer
 from ftlib.engine.ppo_config import PPOConfig
@@ -41,9 +42,14 @@ def value_head_of(model: nn.Module) -> nn.Linear:
     return new_value_head(width).to(inner.device)
 
 
-def value_rate(config: PPOConfig, rate: float) -> float:
-    """Peak learning rate of a critic, from that of the policy."""
-    return RATE * rate if config.value_learning_rate is None else config.value_learning_rate
+def value_rate(config: PPOConfig, rate: float, policy: AnyModel) -> float:
+    """Peak learning rate of a critic, from that of the policy.
+
+    Virtual tokens learn at rates that would throw a head about, so theirs is not the measure.
+    """
+    if config.value_learning_rate is not None:
+        return config.value_learning_rate
+    return RATE * (LORA.learning_rate if model_capabilities(policy).virtual_tokens else rate)
 
 
 def make_critic(
@@ -79,7 +85,9 @@ def make_critic(
     else:
         raise ConfigError(f"PPOTrainer: expected critic 'head', 'adapter' or a model, got {kind!r}.")
     alone = replace(objective, policy=False, critic=True, trunk=True, entropy_coef=0.0, ptx_coef=0.0)
-    engine = Engine(model, alone, config, steps, value_rate(config, rate), value_head=value_head_of(model))
+    engine = Engine(
+        model, alone, config, steps, value_rate(config, rate, policy), value_head=value_head_of(model)
+    )
     return OwnCritic(engine)
 
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ftlib.adapters import attach, load_adapter, lora, prompt
+from ftlib.batches import Group
 from ftlib.data.collate import collate
 from ftlib.engine import TrainConfig
 from ftlib.errors import CapabilityError, DataError
 from ftlib.models import forward
 from ftlib.models.heads import as_reward_model
 from ftlib.models.references import AdapterOff, Snapshot, make_reference
+from ftlib.models.roles import adapters_off
 from ftlib.models.sharing import on_same_base
 from ftlib.rollouts.rewards import reward_model
 from ftlib.trainers import DPOTrainer, RewardTrainer, SFTTrainer
@@ -311,3 +313,36 @@ def test_a_critic_and_a_reward_share_the_base_and_stay_as_they_are(kind: str, tm
     before = ask(["the quick"], [" brown fox"])
     trainer.train()
     assert ask(["the quick"], [" brown fox"]) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_critics_rate_is_not_that_of_virtual_tokens(kind: str) -> None:
+    """Five times LoRA's 2e-4, for a head on the trunk as for an adapter."""
+    trainer = ppo(adapter=SOFT[kind](), learning_rate=None)
+    rates = {group["lr"] for group in trainer.engine.optimizer.param_groups}
+    assert rates == {SOFT[kind]().capabilities.learning_rate, 5 * 2e-4}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_gradients_reach_the_optimum_of_a_bandit(kind: str) -> None:
+    """Eight arms from the base's own distribution: J* = beta log sum_a ref(a) exp(score(a) / beta)."""
+    beta, score_A = 0.5, torch.linspace(0, 1, 8)
+    torch.manual_seed(0)
+    model = attach(tiny_model(vocab_size=8), SOFT[kind]())
+    group = Group(
+        torch.tensor([3, 4]), torch.zeros(2), *(tuple(x.split(1)) for x in (torch.arange(8), torch.ones(8)))
+    )
+    batch = collate([group], score_all=True)
+    with adapters_off(model), torch.no_grad():
+        ref_A = forward(model, batch).logprobs_N
+    optimum = beta * torch.logsumexp(ref_A + score_A / beta, 0)
+    optimizer = torch.optim.Adam(
+        [w for w in model.parameters() if w.requires_grad], 2e-2 if kind in BOTH else 3e-3
+    )
+    for _ in range(80):
+        logp_A = forward(model, batch).logprobs_N
+        found = (logp_A.exp() * (score_A - beta * (logp_A - ref_A))).sum()
+        optimizer.zero_grad()
+        (-found).backward()
+        optimizer.step()
+    assert float(optimum) - 0.01 < float(found.detach()) <= float(optimum) + 1e-6
