@@ -129,8 +129,8 @@ def idle_weights(model: nn.Module) -> frozenset[int]:
 
 
 def undecayed(model: nn.Module) -> frozenset[str]:
-    """Names of the weights that a pull towards zero would spoil: scales, which start at one, and virtual tokens,
-    with what computes them.
+    """Names of the weights that a pull towards zero would spoil: scales, which start at one, virtual tokens,
+    and what computes those.
     """
     own: list[nn.Parameter] = []
     for module in model.modules():

@@ -33,7 +33,7 @@ from ftlib.adapters.attach import attach
 from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.adapters.quantised import is_quantised, steady
 from ftlib.adapters.task import score_head
-from ftlib.adapters.vetting import check_adapter
+from ftlib.adapters.vetting import check_adapter, read_json
 from ftlib.errors import CheckpointError, ConfigError
 from ftlib.models.classifiers import as_classifier, check_head_alone_is_new, count_labels, is_encoder
 from ftlib.models.heads import as_reward_model, choose_padding, describe_score, restore_score
@@ -100,7 +100,8 @@ def load(
             model. Or a loaded model, which gets the adapter; its tokenizer is looked for where the model
             came from, on this machine only, and is None where there is none.
         adapter: what `ftlib.adapters` makes, any `peft.PeftConfig`, or a saved adapter's folder. The base
-            is always the model named here. None leaves the model as it is.
+            is always the model named here; where a saved one trained new tokens, the tokenizer is the one
+            saved with it. None leaves the model as it is.
         task: "causal_lm"; "seq2seq_lm", for encoder-decoders such as T5; "masked_lm", for encoders that fill
             in masks; or "reward" or "classification": transformers' model for sequence classification with
             one score, or one per class. A language model gets a new score head, float32 and drawn from
@@ -162,7 +163,7 @@ def load(
     )
     packed = parse_quantisation(quantize, gguf_file=source.gguf_file)
     place = None if device is None else _parse_device(device)
-    tokenizer = _read_tokenizer(source, trust_remote_code=trust_remote_code)
+    tokenizer = _read_tokenizer(_words_of(adapter) or source, trust_remote_code=trust_remote_code)
     config = _read_config(source, trust_remote_code=trust_remote_code)
     _check_kind(config, task, source.name)
     scores = _is_classifier(config) and task in ("classification", "reward")
@@ -350,6 +351,14 @@ def _read_tokenizer(source: Source, *, trust_remote_code: bool) -> PreTrainedTok
         ) from error
     tokenizer.name_or_path = source.name
     return tokenizer
+
+
+def _words_of(adapter: AnyAdapter | None) -> Source | None:
+    """Where the tokenizer of a saved adapter is that trained new tokens, which its base does not know."""
+    if not isinstance(adapter, Path) or not (adapter / "tokenizer_config.json").is_file():
+        return None
+    new = read_json(adapter / "adapter_config.json").get("trainable_token_indices")
+    return Source(adapter, None, str(adapter)) if new else None
 
 
 def _gguf(source: Source) -> dict[str, str]:

@@ -19,10 +19,13 @@ from ftlib.adapters import initial as initial_module
 from ftlib.adapters.combine import combine
 from ftlib.adapters.initial import InitialFactors
 from ftlib.errors import CapabilityError, CheckpointError, ConfigError, DataError
+from ftlib.export import CardData, save
 from ftlib.export.save import save_weights
 from ftlib.models import adapters_off, forward, make_reference, on_same_base
+from ftlib.models.load import load
 from ftlib.models.references import AdapterOff, Snapshot
 from ftlib.trainers import DPOTrainer
+from tests.data.tokenizers_zoo import tiny
 from tests.models_zoo import tiny_model
 from tests.packed import random_batch
 from tests.trainers.ppo_tiny import ppo
@@ -311,6 +314,23 @@ def test_new_tokens_are_saved_for_plain_peft_and_loaded_onto_a_base_without_thei
     assert_close(logits(PeftModel.from_pretrained(wide, str(tmp_path)), ids), expected, rtol=0, atol=1e-6)
     again = load_adapter(tiny_model(), tmp_path)
     assert_close(logits(again, ids), expected, rtol=0, atol=1e-6)
+
+
+def test_new_words_are_there_again_after_loading(tmp_path: Path) -> None:
+    """The tokenizer is the one saved with the adapter, since the base's does not know them."""
+    tokenizer = tiny(pad=None)
+    size = len(tokenizer)
+    tiny_model(vocab_size=size).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    tokenizer.add_tokens(["<new>"])
+    model, _ = load(tmp_path / "base")
+    model.resize_token_embeddings(len(tokenizer))
+    model = moved(attach(model, lora(4, new_tokens=[size])))
+    save(tmp_path / "adapter", model, tokenizer, card=CardData("tiny"))
+    again, words = load(tmp_path / "base", adapter=tmp_path / "adapter", dtype="float32")
+    ids = torch.tensor([words("a <new> b")["input_ids"]])
+    assert size in ids
+    assert_close(logits(again, ids), logits(model, ids), rtol=0, atol=1e-6)
 
 
 def test_a_configuration_of_pefts_own_trains_both_tables_too() -> None:
