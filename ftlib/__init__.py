@@ -13,37 +13,66 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ftlib import adapters, losses, models, objectives, rollouts
-    from ftlib.data import Encoder, collate, formatters, load_records, split
+    from ftlib.data import (
+        Encoder,
+        collate,
+        decontaminate,
+        deduplicate,
+        few_shot_split,
+        formatters,
+        load_records,
+        mix,
+        prepare,
+        split,
+        to_trl,
+        transforms,
+    )
     from ftlib.engine import PPOConfig, TrainConfig
     from ftlib.evaluation import plots
     from ftlib.models import demo_model, forward, load
     from ftlib.rollouts import rewards
     from ftlib.rollouts.rewards import RewardOut
-    from ftlib.trainers import DPOTrainer, PPOTrainer, RewardTrainer, SFTTrainer, TrainResult
+    from ftlib.trainers import (
+        ClassificationTrainer,
+        DPOTrainer,
+        PPOTrainer,
+        RewardTrainer,
+        SFTTrainer,
+        TrainResult,
+    )
 
 _PLACES = {
+    "ClassificationTrainer": "ftlib.trainers",
     "DPOTrainer": "ftlib.trainers",
+    "Encoder": "ftlib.data",
     "PPOConfig": "ftlib.engine",
     "PPOTrainer": "ftlib.trainers",
     "RewardOut": "ftlib.rollouts.rewards",
-    "Encoder": "ftlib.data",
     "RewardTrainer": "ftlib.trainers",
     "SFTTrainer": "ftlib.trainers",
     "TrainConfig": "ftlib.engine",
     "TrainResult": "ftlib.trainers",
     "collate": "ftlib.data",
+    "decontaminate": "ftlib.data",
+    "deduplicate": "ftlib.data",
     "demo_model": "ftlib.models",
+    "few_shot_split": "ftlib.data",
     "formatters": "ftlib.data",
     "forward": "ftlib.models",
     "load": "ftlib.models",
     "load_records": "ftlib.data",
+    "mix": "ftlib.data",
     "plots": "ftlib.evaluation",
+    "prepare": "ftlib.data",
     "rewards": "ftlib.rollouts",
     "split": "ftlib.data",
+    "to_trl": "ftlib.data",
+    "transforms": "ftlib.data",
 }
 _PACKAGES = ("adapters", "losses", "models", "objectives", "rollouts")
 
 __all__ = [
+    "ClassificationTrainer",
     "DPOTrainer",
     "Encoder",
     "PPOConfig",
@@ -55,18 +84,25 @@ __all__ = [
     "TrainResult",
     "adapters",
     "collate",
+    "decontaminate",
+    "deduplicate",
     "demo_model",
+    "few_shot_split",
     "formatters",
     "forward",
     "load",
     "load_records",
     "losses",
+    "mix",
     "models",
     "objectives",
     "plots",
+    "prepare",
     "rewards",
     "rollouts",
     "split",
+    "to_trl",
+    "transforms",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
