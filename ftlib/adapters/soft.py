@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from ftlib.adapters.task import score_head
 from ftlib.errors import CapabilityError, ConfigError
 
 __all__ = ["SoftStart", "Start", "fit_virtual_tokens", "set_start"]
@@ -73,12 +74,18 @@ def fit_virtual_tokens(config: PeftConfig, model: nn.Module) -> None:
     nothing reads.
 
     Raises:
-        CapabilityError: keys and values in a cache, for an encoder-decoder, or for a model that drops its
-            cache to recompute layers.
+        CapabilityError: any for an encoder, which would pool them; keys and values in a cache, for an
+            encoder-decoder, or for a model that drops its cache to recompute layers.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(config, PromptLearningConfig) or not isinstance(inner, PreTrainedModel):
         return
+    if not inner.can_generate() and score_head(inner) is None:
+        raise CapabilityError(
+            f"attach: expected a model that reads from left to right for virtual tokens, got the encoder "
+            f"{type(inner).__name__}, whose pooling would read one of them in place of the text. Take "
+            "ftlib.adapters.lora() or ia3()."
+        )
     if inner.config.is_encoder_decoder:
         if config.peft_type == PeftType.PREFIX_TUNING:
             raise CapabilityError(

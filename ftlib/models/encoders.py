@@ -25,6 +25,7 @@ from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError
 from ftlib.models.modes import evaluation_mode
 from ftlib.models.parts import Path, inner_model
+from ftlib.models.virtual import virtual_tokens
 
 __all__ = ["encoder_scores", "first_position", "require_scores_alone"]
 
@@ -40,9 +41,14 @@ def encoder_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
         batch: on the model's device; no two continuations share a prefix.
 
     Raises:
-        CapabilityError: its scores depend on what else is in the batch.
+        CapabilityError: its scores depend on what else is in the batch, or an adapter has virtual tokens.
     """
     inner = inner_model(model)
+    if virtual_tokens(model) is not None:
+        raise CapabilityError(
+            f"forward: expected an adapter without virtual tokens on the encoder {type(inner).__name__}, "
+            "whose pooling would read one of them in place of the text. Take ftlib.adapters.lora() or ia3()."
+        )
     if model not in _checked:
         _check(model, inner, batch.ids_T.device)
         _checked.add(model)

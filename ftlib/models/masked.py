@@ -17,11 +17,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ftlib.adapters.attach import model_capabilities
 from ftlib.batches import PackedBatch
 from ftlib.errors import CapabilityError
 from ftlib.losses import token_logprobs
 from ftlib.models.parts import inner_model
+from ftlib.models.virtual import virtual_tokens
 
 __all__ = ["Masking", "fills_masks", "masked_logprobs"]
 
@@ -61,7 +61,7 @@ def masked_logprobs(model: nn.Module, batch: PackedBatch, masking: Masking) -> T
     Raises:
         CapabilityError: an adapter whose virtual tokens peft leaves out of such a model.
     """
-    if model_capabilities(model).adds_positions:  # type: ignore[arg-type]
+    if virtual_tokens(model) is not None:
         raise CapabilityError(
             "forward: expected an adapter without virtual tokens on a masked language model, which peft "
             "would leave out. Write {soft:20} in the template, or take ftlib.adapters.lora()."
