@@ -10,8 +10,12 @@ import pytest
 import ftlib as ft
 
 NAMES = {
+    "ClassificationTrainer",
     "DPOTrainer",
     "Encoder",
+    "PPOConfig",
+    "PPOTrainer",
+    "RewardOut",
     "RewardTrainer",
     "SFTTrainer",
     "TrainConfig",
@@ -27,7 +31,11 @@ NAMES = {
     "models",
     "objectives",
     "plots",
+    "prepare",
+    "rewards",
+    "rollouts",
     "split",
+    "to_trl",
 }
 _TRAINER = (
     "model, train_dataset, eval_dataset=None, *, tokenizer=None, adapter=None, config=None, callbacks=(), "
@@ -49,9 +57,18 @@ SIGNATURES = {  # as far as they are promised: arguments in order, "*" before ke
     "formatters.text": "column='text'",
     "formatters.prompt_completion": "*, separator='', ending=None",
     "formatters.chat": "*, template=None, system=None",
+    "formatters.instruction": "template='alpaca'",
+    "formatters.preference": "base=None",
+    "formatters.cloze": "pattern, verbalizer",
+    "prepare": "source, *, tokenizer=None",
+    "to_trl": "records",
     "adapters.full": "",
     "adapters.lora": "r=16, *, alpha=None, dropout=0.0, targets='all-linear', modules_to_save=None, "
     "init='default', rslora=False, dora=False",
+    "adapters.prefix": "tokens=20, *, projection=False, hidden=None",
+    "adapters.p_tuning": "tokens=20, *, encoder='lstm', hidden=None",
+    "adapters.prompt": "tokens=20, *, init='vocab', text=None",
+    "adapters.ia3": "*, targets='auto'",
     "adapters.attach": "model, adapter, *, name='default'",
     "adapters.merge": "model",
     "losses.nll": "logprobs_N",
@@ -82,6 +99,13 @@ SIGNATURES = {  # as far as they are promised: arguments in order, "*" before ke
     "RewardTrainer.fit_normalisation": "self, prompts, completions",
     "DPOTrainer": f"{_TRAINER}, beta=0.1, loss='sigmoid', label_smoothing=0.0, reference='auto', "
     "ipo_reduction='mean', reference_cache=True, allow_initial_kl=False",
+    "ClassificationTrainer": f"{_TRAINER}, labels=None",
+    "PPOTrainer": "model, prompts, *, tokenizer=None, adapter=None, reward, reference='auto', critic='head', "
+    "sampler=None, config=None, callbacks=()",
+    "PPOTrainer.rollout": "self, prompts",
+    "PPOTrainer.update": "self, rollouts",
+    "PPOTrainer.step": "self, queries, responses, rewards, *, masks=None, finished=None, logprobs=None",
+    "rewards.ensemble": "members, reduce='mean'",
     "SFTTrainer.train": "self, resume=None",
     "SFTTrainer.step": "self, batch",
     "SFTTrainer.evaluate": "self, dataset=None",
@@ -102,6 +126,7 @@ SIGNATURES = {  # as far as they are promised: arguments in order, "*" before ke
     "objectives.weighted": "objectives",
     "plots.loss": "result, *, ax=None",
     "plots.margins": "result, *, ax=None",
+    "plots.reward": "result, *, kl_target=None, ax=None",
     "plots.roc": "answers, *, ax=None",
 }
 CONFIG = {
@@ -177,6 +202,35 @@ def test_a_signature_is_as_promised(name):
     assert ordered[: len(promised_ordered)] == promised_ordered
     assert all(default for _, default in ordered[len(promised_ordered) :])
     assert set(keywords) >= set(promised_keywords)
+
+
+PPO_CONFIG = {
+    "eps": 1e-5,
+    "samples_per_prompt": 1,
+    "epochs_per_rollout": 4,
+    "minibatches": 1,
+    "max_new_tokens": 64,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "stop": None,
+    "kl_coef": 0.05,
+    "kl_target": None,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "clip": 0.2,
+    "value_clip": 0.2,
+    "value_coef": 0.1,
+    "whiten_advantages": True,
+    "missing_stop_penalty": 1.0,
+    "truncation": "terminal",
+    "entropy_coef": 0.0,
+}
+
+
+def test_the_configuration_of_ppo_has_the_promised_options_and_defaults():
+    known = {field.name: field.default for field in fields(ft.PPOConfig)}
+    assert {name: known[name] for name in PPO_CONFIG} == PPO_CONFIG
+    assert known.keys() >= CONFIG.keys()
 
 
 def test_the_configuration_has_the_promised_options_and_defaults_in_order():
