@@ -40,7 +40,7 @@ from ftlib.models.heads import as_reward_model, choose_padding, describe_score, 
 from ftlib.models.padding import choose_pad_id, padding_tokenizer
 from ftlib.models.parts import inner_model
 from ftlib.models.precision import choose_dtype, parse_dtype
-from ftlib.models.quantise import parse_quantisation, quantised_loading
+from ftlib.models.quantise import classifier_linears, parse_quantisation, quantised_loading
 from ftlib.models.quiet import quiet, without_load_report
 from ftlib.models.source import Source, find_source
 from ftlib.models.vetting import weight_files
@@ -174,7 +174,8 @@ def load(
     full = isinstance(adapter, Adapter) and adapter.config is None
     frozen = packed is not None or (adapter is not None and not full)
     chosen = _dtype(dtype, config, source, frozen=frozen and not encodes, device=place)
-    source = replace(source, loading=quantised_loading(packed, chosen, place))
+    heads = classifier_linears(config) if packed is not None and (scores or encodes) else ()
+    source = replace(source, loading=quantised_loading(packed, chosen, place, heads))
     if scores or encodes:
         model = _read_classifier(source, config, chosen, num_labels, tokenizer, trust_remote_code)
     else:

@@ -7,14 +7,16 @@ and no outlier threshold, with which a row's result would depend on the rest of 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
-from transformers import BitsAndBytesConfig
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig
 
 from ftlib.errors import ConfigError, MissingPackageError
 
-__all__ = ["Quantisation", "parse_quantisation", "quantised_loading"]
+__all__ = ["Quantisation", "classifier_linears", "parse_quantisation", "quantised_loading"]
 
 Quantisation = Literal["int8", "nf4"]
 
@@ -46,7 +48,10 @@ def parse_quantisation(quantize: str | None, *, gguf_file: str | None) -> Quanti
 
 
 def quantised_loading(
-    kind: Quantisation | None, dtype: torch.dtype, place: torch.device | None
+    kind: Quantisation | None,
+    dtype: torch.dtype,
+    place: torch.device | None,
+    heads: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What transformers is told, so that it quantises while it reads; nothing for None.
 
@@ -54,6 +59,8 @@ def quantised_loading(
         kind: "int8" or "nf4".
         dtype: of the computation, and of what is not quantised.
         place: where the model will compute; None is the accelerator if there is one, else the CPU.
+        heads: names of modules that stay as they are; none leaves the choice to transformers, which spares
+            the output embedding of a language model.
     """
     if kind is None:
         return {}
@@ -66,5 +73,21 @@ def quantised_loading(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+    if heads:
+        config.llm_int8_skip_modules = list(heads)
     there = {} if place is None else {"device_map": {"": place}}
     return {"quantization_config": config, **there}
+
+
+def classifier_linears(config: PretrainedConfig) -> list[str]:
+    """Names of the linear layers that are part of a classifier's head: beside the body, or its pooler."""
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    body = {id(module) for module in model.base_model.modules()}
+    pooler = dict(model.base_model.named_children()).get("pooler", nn.Identity())
+    spared = {id(module) for module in model.modules()} - body | {id(module) for module in pooler.modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(module) in spared and isinstance(module, nn.Linear)
+    ]

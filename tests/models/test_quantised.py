@@ -11,7 +11,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BitsAndBytesConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from ftlib.adapters import Adapter, attach, full, ia3, load_adapter, lora, merge
 from ftlib.adapters.quantised import is_quantised, quantised_layers
@@ -218,6 +225,13 @@ def test_ppo_starts_at_ratio_one(kind: Quantisation) -> None:
 
 
 @both
+def test_a_critic_has_its_adapter_on_the_quantised_base(kind: Quantisation) -> None:
+    trainer = ppo(model=quantised_model(kind), critic="adapter", max_tokens=20)
+    row = trainer.update(trainer.rollout(trainer.train_data))
+    assert row["first_ratio_deviation"] < 1e-5
+
+
+@both
 def test_roles_share_the_quantised_base(kind: Quantisation) -> None:
     """A reward model on the policy's base: a step of the policy leaves its scores alone."""
     policy = adapted(kind)
@@ -282,6 +296,42 @@ def test_load_quantises_freezes_and_takes_the_adapter_back(
     assert_close(logits(again.eval()), logits(model.eval()), rtol=0, atol=1e-6)
     plain, _ = load(folder, quantize=kind)
     assert not any(weight.requires_grad for weight in plain.parameters())
+
+
+@both
+def test_the_head_of_an_encoder_classifier_stays_plain_and_is_trained(
+    kind: Quantisation, tmp_path: Path
+) -> None:
+    """New in this checkpoint, of a masked language model: its pooler and its classifier."""
+    tokenizer = tiny(pad=None)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), pad_token_id=0, **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load(tmp_path, task="classification", num_labels=3, quantize=kind, adapter=lora(4))
+    names = {name.removeprefix("base_model.model.") for name, _ in quantised_layers(model)}
+    assert len(names) == 6
+    assert not any("pooler" in name or "classifier" in name for name in names)
+    model(input_ids=IDS_BL).logits.sum().backward()
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    heads = [weight for name, weight in trained.items() if "pooler" in name or "classifier" in name]
+    assert len(heads) == 4
+    assert all(weight.grad is not None and weight.dtype == torch.float32 for weight in heads)
+
+
+@both
+def test_an_encoder_decoder_trains_on_a_quantised_base(kind: Quantisation, tmp_path: Path) -> None:
+    tokenizer = tiny(pad=None)
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+    ids = {"pad_token_id": 0, "decoder_start_token_id": 0}
+    T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **sizes, **ids)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = load(tmp_path, task="seq2seq_lm", quantize=kind, dtype="float32", adapter=lora(4))
+    pairs = {"input_ids": IDS_BL, "labels": IDS_BL + 5}
+    model(**pairs).loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+    with torch.no_grad():
+        expected = moved(model).eval()(**pairs).logits
+        assert_close(merge(model)(**pairs).logits, expected, rtol=1e-5, atol=5e-5)
 
 
 @both
