@@ -24,6 +24,8 @@ from tests.conftest import ROOT
 from tests.doc_pages import blocks_of, run_page, table_rows, unmatched
 from tests.trainers.ppo_tiny import PROMPTS, ppo
 from tests.trainers.preferences import UNSEEN, preference_trainer
+from tests.trainers.test_classification import ROWS as LABELLED
+from tests.trainers.test_classification import classifier
 from tests.trainers.tiny import rows, sft, trained
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -109,12 +111,22 @@ def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
         (list(inspect.signature(ft.SFTTrainer).parameters), "sft"),
         (list(inspect.signature(ft.RewardTrainer).parameters), "reward"),
         (list(inspect.signature(ft.DPOTrainer).parameters), "dpo"),
+        (list(inspect.signature(ft.ClassificationTrainer).parameters), "classification"),
         (list(inspect.signature(ft.PPOTrainer).parameters), "ppo"),
         (list(CHECKS), "ppo"),
         (list(inspect.signature(ft.Encoder).parameters), "loss-weights"),
         ([field.name for field in dataclasses.fields(Capabilities)], "adapters"),
     ],
-    ids=["SFTTrainer", "RewardTrainer", "DPOTrainer", "PPOTrainer", "warnings", "Encoder", "Capabilities"],
+    ids=[
+        "SFTTrainer",
+        "RewardTrainer",
+        "DPOTrainer",
+        "ClassificationTrainer",
+        "PPOTrainer",
+        "warnings",
+        "Encoder",
+        "Capabilities",
+    ],
 )
 def test_every_name_stands_in_its_page(names: list[str], page: str) -> None:
     assert not [name for name in names if not re.search(rf"\b{name}\b", DOCS[page])]
@@ -124,6 +136,7 @@ TRAINERS: dict[str, Callable[..., Any]] = {
     "ft.SFTTrainer": sft,
     "ft.RewardTrainer": partial(preference_trainer, RewardTrainer),
     "ft.DPOTrainer": partial(preference_trainer, DPOTrainer),
+    "ft.ClassificationTrainer": classifier,
     "ft.PPOTrainer": ppo,
 }
 
@@ -134,8 +147,9 @@ TRAINERS: dict[str, Callable[..., Any]] = {
         ("ft.SFTTrainer", rows(2), "sft"),
         ("ft.RewardTrainer", UNSEEN, "reward"),
         ("ft.DPOTrainer", UNSEEN, "dpo"),
+        ("ft.ClassificationTrainer", LABELLED, "classification"),
     ],
-    ids=["sft", "reward", "dpo"],
+    ids=["sft", "reward", "dpo", "classification"],
 )
 def test_every_metric_of_a_run_has_its_formula(trainer: str, held_out: Any, page: str) -> None:
     made = TRAINERS[trainer](eval_data=held_out, max_steps=2, eval_steps=1, metric_for_best="loss")

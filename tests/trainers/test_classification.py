@@ -64,7 +64,7 @@ def model_and_tokenizer(kind: str, labels: int = 3, arch: str = "bert") -> tuple
 
 def made(
     kind: str = "encoder",
-    way: str = "lora",
+    way: Any = "lora",
     rows: Any = ROWS,
     eval_rows: Any = None,
     *,
@@ -81,7 +81,7 @@ def made(
         rows,
         eval_rows,
         tokenizer=tokenizer,
-        adapter=WAYS[way](),
+        adapter=WAYS[way]() if isinstance(way, str) else way,
         config=TrainConfig(**(defaults | options)),
         **own,
     )
@@ -91,6 +91,11 @@ def made(
             if "lora_B" in name:
                 weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
     return trainer
+
+
+def classifier(*, adapter: Any = "lora", eval_data: Any = None, **options: Any) -> ClassificationTrainer:
+    """`made` by the arguments that other trainers' makers take."""
+    return made(way=adapter, eval_rows=eval_data, **options)
 
 
 def moves(trainer: ClassificationTrainer, rows: Any) -> dict[str, Tensor]:
