@@ -10,6 +10,7 @@ import torch
 
 from ftlib.engine.files import load_state, load_tensors, save_state, save_tensors
 from ftlib.trainers import DPOTrainer, RewardTrainer
+from tests.seq2seq import t5_model
 from tests.trainers.preferences import UNSEEN, pairs, preference_trainer
 from tests.trainers.processes import ranks
 from tests.trainers.tiny import trained
@@ -19,6 +20,7 @@ SHARES: dict[str, dict[str, Any]] = {
     "dpo": {"kind": DPOTrainer, "data": pairs(8), "max_tokens": 60},
     "dpo, all weights": {"kind": DPOTrainer, "adapter": "full", "data": pairs(5, answers=3), "loss": "ipo"},
     "dpo, fewer pairs than ranks": {"kind": DPOTrainer, "data": pairs(1)},
+    "dpo, T5": {"kind": DPOTrainer, "model": t5_model, "data": pairs(8), "max_tokens": 60},
     "reward": {"kind": RewardTrainer, "data": pairs(8), "max_tokens": 60, "center": 0.01},
     "reward, all weights": {"kind": RewardTrainer, "adapter": "full", "data": pairs(5, answers=3)},
     "reward, fewer pairs than ranks": {"kind": RewardTrainer, "data": pairs(1)},
@@ -27,9 +29,8 @@ SHARES: dict[str, dict[str, Any]] = {
 
 def three_steps(share: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Rows, an evaluation, predictions, and weights; plain gradient descent, linear in the gradient."""
-    trainer = preference_trainer(
-        optimizer=lambda groups, rate: torch.optim.SGD(groups, 0.05), **SHARES[share]
-    )
+    options = {name: value() if name == "model" else value for name, value in SHARES[share].items()}
+    trainer = preference_trainer(optimizer=lambda groups, rate: torch.optim.SGD(groups, 0.05), **options)
     steps = [trainer.step(SHARES[share]["data"]) for _ in range(3)]
     told = {"steps": steps, "evaluation": trainer.evaluate(UNSEEN), "predictions": trainer.predict(UNSEEN)}
     return told, trained(trainer)
