@@ -73,6 +73,10 @@ class Survey:
         upper, lower = _cases(appended)
         return 2 * (self.upper - self.rows * upper) > self.lower - self.rows * lower
 
+    def upper_but(self, affix: str) -> int:
+        """Upper-case letters outside of an affix that all texts have."""
+        return self.upper - self.rows * _cases(affix)[0]
+
     def median_is_one_word(self, appended: str = "") -> bool:
         """The median length in words is at most 1, not counting the word that was `appended` to all."""
         return sum(self.words[: 2 + len(appended.split())]) > self.rows // 2

@@ -49,8 +49,9 @@ class TokenCounter:
 
     @property
     def adds_space(self) -> bool:
-        """Whether a word gets a leading space of the tokenizer's own: Llama 2's does, GPT-2's does not."""
-        return bool(self._tokenizer.tokenize("x")[:1]) and self._tokenizer.tokenize("x")[0][0] in "▁Ġ"
+        """Whether a word has the same tokens with and without a space before it: Llama 2 yes, GPT-2 no."""
+        bare, spaced = self._tokenizer.tokenize("a"), self._tokenizer.tokenize(" a")
+        return list(bare) == list(spaced)
 
     def ids(self, text: str) -> list[int]:
         """The tokens of one text, without special ones."""

@@ -167,6 +167,11 @@ def test_one_capital_in_three_letters_is_the_limit(tmp_path):
     assert "prompt_case" in execute(tmp_path, {"d.jsonl": pairs(*loud)}, "--no").checks
 
 
+def test_capitals_of_the_separator_alone_are_nothing_to_change(tmp_path):
+    run = execute(tmp_path, {"d.jsonl": pairs(("a b REPLY:", " one two\n"), ("c d REPLY:", " two three\n"))})
+    assert (run.applied, run.files) == ([], {})
+
+
 @pytest.mark.parametrize(
     "rows",
     [

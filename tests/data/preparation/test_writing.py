@@ -139,8 +139,9 @@ def test_prepared_rows_need_no_further_change(rows):
     counts = first.report["rows"]
     assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
     once = [{key: row[key] for key in ("prompt", "completion")} for row in first.records]
-    # Dropping rows can change what the others share; what was only edited stays.
-    if counts["dropped"] or first.report["task"] == "classification":
+    # Dropping rows and removing a prefix can change what the others share; other edits settle at once.
+    removed = {"prompt_prefix", "completion_prefix"} & {each.check for each in first.actions if each.applied}
+    if counts["dropped"] or removed or first.report["task"] == "classification":
         return
     try:
         second = prepare(once, task=first.report["task"])

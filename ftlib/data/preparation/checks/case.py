@@ -15,7 +15,7 @@ __all__ = ["COMPLETION_CASE", "PROMPT_CASE"]
 def _prompt_case(context: Context) -> Iterator[Finding]:
     survey = context.table.survey("prompt")
     if survey.mostly_upper():
-        yield _finding("prompt", survey, separator_of(survey), default_on=True)
+        yield from _finding("prompt", survey, separator_of(survey), default_on=True)
 
 
 def _completion_case(context: Context) -> Iterator[Finding]:
@@ -26,22 +26,24 @@ def _completion_case(context: Context) -> Iterator[Finding]:
     if survey.mostly_upper(ours):
         are_labels = context.task == "classification"
         default_on = not are_labels and not survey.median_is_one_word(ours)
-        yield _finding("completion", survey, ending, default_on=default_on)
+        yield from _finding("completion", survey, ending, default_on=default_on)
 
 
 def _asked_ending(context: Context) -> str | None:
     return None if context.settings.ending == "eos" else context.settings.ending
 
 
-def _finding(column: Column, survey: Survey, affix: str | None, *, default_on: bool) -> Finding:
+def _finding(column: Column, survey: Survey, affix: str | None, *, default_on: bool) -> Iterator[Finding]:
     # An affix that starts with a letter is a piece of a word that all texts happen to end in.
     spared = "" if affix is None or affix[0].isalnum() else affix
+    if not survey.upper_but(spared):
+        return
 
     def lowered(text: str) -> str:
         return text[: len(text) - len(spared)].lower() + spared if text.endswith(spared) else text.lower()
 
     check = f"{column}_case"
-    return Finding(
+    yield Finding(
         f"{column}s are mostly in capitals",
         count=survey.rows,
         data={"upper": survey.upper, "lower": survey.lower},
