@@ -46,6 +46,7 @@ from ftlib.adapters.initial import (
 )
 from ftlib.adapters.normalisation import normalisation_of, read_normalisation, set_normalisation
 from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised, require_trainable
+from ftlib.adapters.shared import require_unshared
 from ftlib.adapters.slices import slice_fused
 from ftlib.adapters.soft import fit_virtual_tokens, set_start
 from ftlib.adapters.task import SCORE, fit_task, score_head
@@ -80,7 +81,8 @@ def attach(
     Raises:
         ConfigError: the name is taken, or a text to start from without a tokenizer.
         CapabilityError: `full()` on a model that already has adapters, an adapter of a score head on a
-            language model, or adapters of two kinds of which one would be frozen silently.
+            language model, one that writes into a base which another model shares, or adapters of two
+            kinds of which one would be frozen silently.
 
     See `load_adapter` for what a folder may raise.
     """
@@ -88,6 +90,7 @@ def attach(
         return load_adapter(model, adapter, name=name)
     if isinstance(adapter, PeftConfig):
         adapter = Adapter.of(adapter)
+    require_unshared(model, adapter.config)
     if adapter.config is None:
         if isinstance(model, PeftModel):
             raise CapabilityError(
@@ -97,7 +100,7 @@ def attach(
         require_trainable(model)
         return model.requires_grad_(True)
     config = _bound_copy(model, adapter.config)
-    fit_eva(config, adapter.data)
+    fit_eva(config, model, adapter.data)
     fit_new_tokens(config, model)
     require_plain_layout(config, model)
     if isinstance(model, PeftModel):
@@ -135,6 +138,7 @@ def load_adapter(
     check_adapter(folder)
     config = _bound_copy(model, PeftConfig.from_pretrained(str(folder)))
     require_repeatable(config, folder)
+    require_unshared(model, config)
     grow_for_tokens(config, model)
     head = [SCORE] if score_head(model) is not None else list(encoder_head(model))
     if head and not _holds(folder, head):

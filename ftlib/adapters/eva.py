@@ -15,11 +15,12 @@ from typing import Any, cast
 
 import torch
 from peft import EvaConfig, LoraConfig, PeftConfig, PeftModel, initialize_lora_eva_weights
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import cast_adapter_dtype
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlib.errors import ConfigError, DataError
+from ftlib.errors import CapabilityError, ConfigError, DataError
 
 __all__ = ["RHO", "fit_eva", "set_eva"]
 
@@ -28,11 +29,12 @@ _TOKENS = 256  # least number in one step of the decomposition
 _NEEDS_DATA = ("eva", "lora_ga")  # plain LoRA without
 
 
-def fit_eva(config: PeftConfig, data: Any) -> None:
+def fit_eva(config: PeftConfig, model: nn.Module, data: Any) -> None:
     """Let an adapter to be made from data start as a plain LoRA; `set_eva` then gives it its factors.
 
     Raises:
         ConfigError: there are no data. peft would go on with a plain LoRA, silently.
+        CapabilityError: an encoder-decoder, whose layers see two texts, where peft takes one.
     """
     if not isinstance(config, LoraConfig) or config.init_lora_weights not in _NEEDS_DATA:
         return
@@ -40,6 +42,12 @@ def fit_eva(config: PeftConfig, data: Any) -> None:
         raise ConfigError(
             f"attach: expected data for init={config.init_lora_weights!r}, got none, which is plain LoRA. "
             "Give them: ftlib.adapters.lora(init='eva', data=ftlib.Encoder(tokenizer)(records))."
+        )
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        raise CapabilityError(
+            f"attach: expected a model that reads one text for init={config.init_lora_weights!r}, got the "
+            f"encoder-decoder {type(inner).__name__}. Take ftlib.adapters.lora(), or init='pissa'."
         )
     config.init_lora_weights, config.eva_config = True, None
 
@@ -75,10 +83,12 @@ def set_eva(model: PeftModel, name: str, data: Any) -> None:
 
 
 def _run_body(model: PeftModel, inputs: Mapping[str, Tensor]) -> None:
-    """Every adapted layer runs; the product with the vocabulary is left out."""
+    """Every adapted layer runs; the product with the vocabulary is left out where none is above the body."""
     modes = {module: module.training for module in model.modules()}
+    inner = cast(PreTrainedModel, model.eval().get_base_model())
+    adapted = {module for module in model.modules() if isinstance(module, LoraLayer)}
     try:
-        cast(PreTrainedModel, model.eval().get_base_model()).base_model(**inputs)
+        (inner.base_model if adapted <= set(inner.base_model.modules()) else inner)(**inputs)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftlib.adapters.quantised import adopt_quantisation, quantised_layers
+from ftlib.adapters.shared import mark_shared
 from ftlib.errors import CapabilityError
 from ftlib.models.adapted import tuner_layers, why_not_off
 from ftlib.models.parts import inner_model
@@ -28,8 +29,8 @@ __all__ = ["on_same_base", "shared_with"]
 def on_same_base(model: nn.Module) -> PreTrainedModel:
     """A plain model of the same class whose weights are the frozen base weights of `model`, not copies.
 
-    Put an adapter on it before training: what trains a weight of the base trains it for both. Random
-    generators are left alone.
+    Put an adapter on it before training, one that leaves the base as it is: what trains a weight of the base
+    trains it for both. Random generators are left alone.
 
     Args:
         model: with adapters that leave their base as it is.
@@ -52,6 +53,7 @@ def on_same_base(model: nn.Module) -> PreTrainedModel:
     _adopt(twin, inner, "", {module for _, module in quantised_layers(inner)})
     adopt_quantisation(twin, inner)
     twin.name_or_path = inner.name_or_path
+    mark_shared(twin)
     return cast(PreTrainedModel, twin.eval())
 
 

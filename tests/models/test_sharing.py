@@ -11,7 +11,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlib.adapters import attach, lora
+from ftlib.adapters import attach, full, lora
 from ftlib.errors import CapabilityError
 from ftlib.models import as_reward_model, forward
 from ftlib.models.sharing import on_same_base, shared_with
@@ -199,3 +199,22 @@ def test_what_two_models_would_both_train_is_named() -> None:
     assert shared_with(twin, model) == []
     twin.lm_head.requires_grad_(True)
     assert shared_with(twin, model) == ["lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "found"),
+    [
+        (full(), "full fine-tuning"),
+        (lora(4, init="pissa"), "taken out"),
+        (lora(4, init="olora"), "taken out"),
+    ],
+    ids=["full", "pissa", "olora"],
+)
+def test_what_would_write_into_the_shared_base_is_refused(adapter: Any, found: str) -> None:
+    plain, model = adapted("llama")
+    said = logprobs(model)
+    for twin in (on_same_base(model), as_reward_model(on_same_base(model))):
+        with pytest.raises(CapabilityError, match=f"off_is_base on a base that another model .*{found}"):
+            attach(twin, adapter)
+    assert torch.equal(logprobs(model), said)
+    assert attach(plain, adapter) is not None  # a base of its own
