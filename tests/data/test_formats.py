@@ -410,12 +410,14 @@ def test_a_rule_needs_every_row():
     rows = [{"prompt": "Q", "completion": "A", "label": True}] * 2 + [{"prompt": "Q", "completion": "A"}]
     report = load_report(load_records(rows))
     assert (report.format, report.fits) == ("prompt_completion", {"kto": 2, "prompt_completion": 3})
+    assert report.nearly == ("kto",)
+    assert "kto, which comes first, fits 2 of them" in str(report)
+    assert load_report(load_records(rows[:2])).nearly == ()
 
 
 def test_rows_far_behind_the_first_are_looked_at_too():
-    rows = [{"text": "t", "label": 0}] * 400 + [{"text": "t"}] * 600
-    assert load_report(load_records(rows)).format == "text"
-    assert load_report(load_records(rows)).looked_at == 512
+    report = load_report(load_records([{"text": "t", "label": 0}] * 300 + [{"text": "t"}] * 300))
+    assert (report.format, report.looked_at) == ("text", 512)
 
 
 def test_mixed_rows_each_have_their_own_format():

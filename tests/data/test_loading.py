@@ -316,6 +316,8 @@ def test_bad_rows_of_a_stream_are_raised_or_skipped_as_it_is_read(caplog):
         list(stream)
     assert len(list(load_records(as_stream(rows), on_error="skip"))) == 600
     assert "skipped <stream>:301:completion" in caplog.text
+    again = load_records(as_stream([*rows, *[BAD] * 8]), on_error="skip")
+    assert [len(list(again)) for _ in range(3)] == [600] * 3  # every pass counts from the start
     with pytest.raises(DataError, match="more than max_bad"):
         list(load_records(as_stream([*rows, *[BAD] * 10]), on_error="skip"))
 

@@ -58,6 +58,7 @@ class LoadReport:
         parts = [f"{self.records} records of {self.rows} rows, read as {self.format}"]
         if self.looked_at:
             parts.append(f"which fits {self.fits.get(self.format, 0)} of {self.looked_at} rows looked at")
+        parts += [f"{name}, which comes first, fits {self.fits[name]} of them" for name in self.nearly]
         parts += [f"dropped {count}: {reason}" for reason, count in self.dropped.items()]
         if self.rejected:
             where = "" if self.rejected_file is None else f", see {self.rejected_file}"
@@ -70,9 +71,17 @@ class LoadReport:
         return "; ".join(parts)
 
     @property
+    def nearly(self) -> tuple[str, ...]:
+        """Rules that come before the one used, and fit most rows looked at but not all."""
+        names = list(self.fits)
+        earlier = names[: names.index(self.format)] if self.format in names else []
+        return tuple(name for name in earlier if self.fits[name] * 2 > self.looked_at)
+
+    @property
     def is_notable(self) -> bool:
         """Whether something happened that a reader of the log should see."""
-        return bool(self.dropped or self.rejected or self.ignored or self.moved or any(self.notes.values()))
+        happened = self.dropped or self.rejected or self.ignored or self.moved or self.nearly
+        return bool(happened or any(self.notes.values()))
 
     def attached(self, records: Dataset) -> Dataset:
         """`records`, which now carry this report."""

@@ -52,6 +52,9 @@ def streamed(
     def records(batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         outcome = Outcome(len(rows))
+        if indices[0] == 0:  # another pass
+            total.rows = 0
+            total.rejects.clear()
         for row, index in zip(rows, indices, strict=True):
             outcome.add(_located(row, index, source), convert)
         _settle(outcome, total, on_error, max_bad)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from ftlib.errors import ConfigError, DataError
 __all__ = ["header_names", "merged", "names_columns", "open_delimited"]
 
 DELIMITERS = ",;\t|"
+_LONGEST = 2**31 - 1  # characters of a cell; more than that is no C long everywhere
 _USUAL = {"csv": ",", "tsv": "\t"}
 _KNOWN = frozenset({"text", "prompt", "completion", "messages"})
 _TSV_CELL = re.compile(r'"((?:[^"]|"")*)"(?=\t|\Z)|([^\t]*)')
@@ -190,7 +190,7 @@ def _csv(lines: Iterator[Line], delimiter: str) -> Iterator[Cells]:
 
 def _unlimited(read: Callable[[], list[str] | None]) -> list[str] | None:
     """`read` without the csv module's limit of 128 kB a cell, which is global and put back."""
-    limit = csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(_LONGEST)
     try:
         return read()
     finally:

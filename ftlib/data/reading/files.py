@@ -119,7 +119,7 @@ class _Decompressed(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, name: str, kind: str) -> None:
         self._file, self._name, self._kind = file, name, kind
-        self._decoder = _decoder(kind)
+        self._decoder, self._error = _decoder(kind)
         self._ready = b""
 
     def readable(self) -> bool:
@@ -134,12 +134,10 @@ class _Decompressed(io.RawIOBase):
                     raise self._corrupt("its end is missing")
                 return 0
             if self._decoder.eof:
-                self._decoder = _decoder(self._kind)
+                self._decoder, _ = _decoder(self._kind)
             try:
                 self._ready = self._decoder.decompress(chunk)
-            except Exception as error:  # zlib.error, or the error of a package that may not be installed
-                if type(error).__name__ not in ("error", "ZstdError"):
-                    raise
+            except self._error as error:
                 raise self._corrupt(str(error)) from error
         taken = self._ready[: len(buffer)]
         buffer[: len(taken)] = taken
@@ -159,14 +157,14 @@ class _Decompressed(io.RawIOBase):
         )
 
 
-def _decoder(kind: str) -> Any:
-    """One member's decoder: `decompress`, `eof` and `unused_data`."""
+def _decoder(kind: str) -> tuple[Any, type[Exception]]:
+    """One member's decoder, with `decompress`, `eof` and `unused_data`, and the error it raises."""
     if kind == "gz":
-        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # 16: with the gzip header
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), zlib.error  # 16: with the gzip header
     try:
         import zstandard
     except ImportError as error:
         raise MissingPackageError(
             "expected the package zstandard for .zst files, found none. pip install 'ftlib[zstd]'."
         ) from error
-    return zstandard.ZstdDecompressor().decompressobj()
+    return zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
