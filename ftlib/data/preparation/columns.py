@@ -21,7 +21,7 @@ from ftlib.data.formats.comparisons import (
     TURNS,
 )
 from ftlib.data.formats.completions import PROMPT_COMPLETION
-from ftlib.data.formats.judgements import KTO_MESSAGES
+from ftlib.data.formats.judgements import KTO, KTO_MESSAGES
 from ftlib.data.messages import is_message_list
 from ftlib.data.problems import describe
 from ftlib.data.reading import Facts
@@ -41,7 +41,7 @@ _OTHER_NAMES = {
 
 _MESSAGES = (MESSAGES, QUESTIONS, KTO_MESSAGES, PROMPT_COMPLETION)
 _PREFERENCES = (
-    OPENAI, PREFERENCE, TURNS, DIALOGUES, REJECTED_ANSWER, ARGILLA, STACK_EXCHANGE, JUDGED, RANKED
+    KTO, OPENAI, PREFERENCE, TURNS, DIALOGUES, REJECTED_ANSWER, ARGILLA, STACK_EXCHANGE, JUDGED, RANKED
 )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def form_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Form, Rule | None]:
     """What the rows are: pairs of text, or else messages or preferences with the rule that reads them."""
     named = {role_of(name) for row in rows for name in row}
     conversations = any(is_message_list(row.get(column)) for row in rows for column in COLUMNS)
-    if set(COLUMNS) <= named and not conversations:
+    if set(COLUMNS) <= named and not conversations and not all(map(KTO.fits, rows)):
         return "pairs", None
     fits = {rule.name: sum(map(rule.fits, rows)) for rule in RULES}
     best = max(RULES, key=lambda rule: fits[rule.name])  # of equals the first in the table

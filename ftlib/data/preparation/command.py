@@ -17,7 +17,7 @@ from typing import Any
 from ftlib.data.preparation.decisions import yes_or_no
 from ftlib.data.preparation.prepare import prepare, settings_of
 from ftlib.data.preparation.prepared import Prepared
-from ftlib.data.preparation.settings import TASKS
+from ftlib.data.preparation.settings import TASKS, Settings
 from ftlib.data.preparation.writing import earlier_report
 from ftlib.errors import ConfigError, DataError, FtlibError
 
@@ -71,8 +71,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.quiet and args.no:
         raise ConfigError("prepare: -q accepts the fixes that --no declines. Take one of them.")
     options = _options(args)
+    settings = settings_of(**options)
+    if settings.counter is not None:
+        options["tokenizer"] = settings.counter.tokenizer  # loaded once
     if not args.dry_run:
-        earlier = _already_done(args, options)
+        earlier = _already_done(args, settings)
         if earlier is not None:
             _show(args, earlier, f"Already prepared: see {earlier.pop('_path')}. Nothing to do.")
             return _DONE
@@ -126,16 +129,17 @@ def _pair(given: str, example: str) -> tuple[str, str]:
     return name, value
 
 
-def _already_done(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any] | None:
+def _already_done(args: argparse.Namespace, settings: Settings) -> dict[str, Any] | None:
     """The report of an earlier run on these files, if it leaves nothing to do."""
     if not all(path.is_file() for path in args.file):
         return None  # said when it is read
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb")) for path in args.file]
         shas = tuple(hashlib.file_digest(file, "sha256").hexdigest() for file in files)
-    asked = settings_of(**options).to_dict()
     folders = {args.out or args.file[0].parent, args.file[0].parent}
-    reports = (earlier_report(folder, shas, asked) for folder in sorted(folders) if folder.is_dir())
+    reports = (
+        earlier_report(folder, shas, settings.to_dict()) for folder in sorted(folders) if folder.is_dir()
+    )
     return next((report for report in reports if report is not None), None)
 
 

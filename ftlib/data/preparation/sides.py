@@ -65,7 +65,8 @@ def divide(table: Table, intake: Intake, scan: Scan, settings: Settings) -> Side
     count = len(table)
     share = settings.validation
     held_out = min(_MOST, validation_rows(count, _SHARE)) if share is None else validation_rows(count, share)
-    labels = [row.completion for row in table.rows()]
+    pool: dict[str, str] = {}  # one object per label, not one per row
+    labels = [pool.setdefault(row.completion, row.completion) for row in table.rows()]
     if settings.split_method == "legacy":
         train, valid = (np.array(side, dtype=np.int64) for side in legacy(count, held_out))
     else:

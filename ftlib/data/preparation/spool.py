@@ -88,7 +88,7 @@ class Spool:
             return self._numbers[row]
         place = self.place(row)
         if len(self.starts()) > 1:
-            return str(place)
+            return f"{Path(place.file).name}:{place.row}"
         return f"{place.sheet}!{place.row}"
 
     def starts(self) -> list[tuple[int, str]]:

@@ -35,30 +35,30 @@ class TokenCounter:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     @property
     def name(self) -> str:
         """Its name or folder."""
-        return str(getattr(self._tokenizer, "name_or_path", "") or type(self._tokenizer).__name__)
+        return str(getattr(self.tokenizer, "name_or_path", "") or type(self.tokenizer).__name__)
 
     @property
     def is_chat(self) -> bool:
         """Whether it belongs to a chat model: it has a chat template."""
-        return bool(getattr(self._tokenizer, "chat_template", None))
+        return bool(getattr(self.tokenizer, "chat_template", None))
 
     @property
     def adds_space(self) -> bool:
         """Whether a word has the same tokens with and without a space before it: Llama 2 yes, GPT-2 no."""
-        bare, spaced = self._tokenizer.tokenize("a"), self._tokenizer.tokenize(" a")
+        bare, spaced = self.tokenizer.tokenize("a"), self.tokenizer.tokenize(" a")
         return list(bare) == list(spaced)
 
     def ids(self, text: str) -> list[int]:
         """The tokens of one text, without special ones."""
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def lengths(self, texts: Iterable[str]) -> Iterator[int]:
         """Tokens of each text, without special ones."""
         rest = iter(texts)
         while batch := list(islice(rest, _BATCH)):
-            yield from map(len, self._tokenizer(batch, add_special_tokens=False)["input_ids"])
+            yield from map(len, self.tokenizer(batch, add_special_tokens=False)["input_ids"])

@@ -327,7 +327,12 @@ CHATS = [
 PREFERENCES = [{"prompt": f"Riddle {k}?", "chosen": f"Good {k}", "rejected": f"Bad {k}"} for k in range(3)]
 
 
-@pytest.mark.parametrize(("rows", "task"), [(CHATS, "messages"), (PREFERENCES, "preference")])
+JUDGED = [{"prompt": f"Riddle {k}?", "completion": f"Answer {k}", "label": k > 0} for k in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "task"), [(CHATS, "messages"), (PREFERENCES, "preference"), (JUDGED, "preference")]
+)
 def test_good_chats_and_preferences_are_left_as_they_are(tmp_path, rows, task):
     run = execute(tmp_path, {"d.jsonl": lines(rows)})
     assert (run.exit, run.report["task"], run.applied, run.files) == (0, task, [], {})

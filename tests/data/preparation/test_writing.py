@@ -210,7 +210,7 @@ def test_several_files_are_checked_together_and_written_apart(tmp_path):
     assert names == {"one_prepared.jsonl", "two_prepared.jsonl", "one_prepared.report.json"}
     assert prepared.report["outputs"] == {"one_prepared.jsonl": 3, "two_prepared.jsonl": 2}
     (leak,) = (each for each in prepared.report["findings"] if each["check"] == "leakage")
-    assert leak["data"]["clusters"] == [[f"{one}:1", f"{two}:2"]]
+    assert leak["data"]["clusters"] == [["one.jsonl:1", "two.csv:2"]]
     assert prepared.report["split"] is None
 
 
