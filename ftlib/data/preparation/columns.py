@@ -73,7 +73,7 @@ def form_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Form, Rule | None]:
     """What the rows are: pairs of text, or else messages or preferences with the rule that reads them."""
     named = {role_of(name) for row in rows for name in row}
     conversations = any(is_message_list(row.get(column)) for row in rows for column in COLUMNS)
-    if set(COLUMNS) <= named and not conversations and not all(map(KTO.fits, rows)):
+    if set(COLUMNS) <= named and not conversations and not all(map(_is_judged, rows)):
         return "pairs", None
     fits = {rule.name: sum(map(rule.fits, rows)) for rule in RULES}
     best = max(RULES, key=lambda rule: fits[rule.name])  # of equals the first in the table
@@ -149,3 +149,8 @@ def _likely(column: str, found: Sequence[str]) -> str | None:
             return plain[other]
     close = get_close_matches(column, list(plain), n=1)
     return plain[close[0]] if close else None
+
+
+def _is_judged(row: Mapping[str, Any]) -> bool:
+    """A completion with a truth value; the words `yes` or `1` may stand in a table for other reasons."""
+    return any(isinstance(row.get(name), bool) for name in ("label", "kto_tag")) and KTO.fits(row)
