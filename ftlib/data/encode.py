@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -108,8 +109,9 @@ class Encoder:
             raise ConfigError(f"Encoder: overflow={overflow!r} has no effect without max_length. Give both.")
         if max_length is not None and max_length < 1:
             raise ConfigError(f"Encoder: expected max_length >= 1, got {max_length}.")
+        self._backend = TokenBackend(tokenizer)
         if isinstance(formatter, Cloze):
-            formatter = formatter.bound(tokenizer)
+            formatter = formatter.bound(self._backend)
         self.formatter = formatter
         self.train_on = train_on
         self.prompt_loss_weight = prompt_loss_weight
@@ -118,9 +120,15 @@ class Encoder:
         self.task = task
         self.report = Report()
         self._warned: set[str] = set()
-        self._backend = TokenBackend(tokenizer)
         self._template = ChatTemplate(self._backend.tokenizer, self._backend.control)
         self._resolved = formatter
+
+    def using(self, formatter: AnyFormatter) -> Encoder:
+        """The same encoder with another formatter, without the cost of a new one for this tokenizer."""
+        other = copy(self)
+        other.formatter = formatter.bound(self._backend) if isinstance(formatter, Cloze) else formatter
+        other._resolved, other.report, other._warned = other.formatter, Report(), set()
+        return other
 
     def __call__(self, records: Any, *, num_proc: int | None = None, against: Dataset | None = None) -> Any:
         """Encode records. `report` then tells about this call; each kind of red flag in it is logged once.

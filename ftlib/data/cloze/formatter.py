@@ -13,7 +13,7 @@ from typing import Any, final
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlib.data.cloze.check import check_words
+from ftlib.data.cloze.check import check_words, word_ids
 from ftlib.data.cloze.verbalizers import Generation, Soft, Verbalizer
 from ftlib.data.pattern import Column, Mask, Options, Pattern, Slot, Special, Words
 from ftlib.data.pattern import Soft as SoftSlot
@@ -36,12 +36,14 @@ class Cloze:
         verbalizer: classes in words.
         label: column of the class.
         specials: name -> text of the special tokens that the pattern names; filled in by `bound`.
+        sizes: tokens of each candidate; filled in by `bound`.
     """
 
     pattern: Pattern
     verbalizer: Verbalizer
     label: str = "label"
     specials: tuple[tuple[str, str], ...] | None = None
+    sizes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         masks = self.pattern.only(Mask)
@@ -83,13 +85,13 @@ class Cloze:
         """The slots after the mask."""
         return self.pattern.slots[self._mask + 1 :]
 
-    def bound(self, tokenizer: PreTrainedTokenizerBase) -> Cloze:
-        """The same for one tokenizer: special tokens and counts of soft ones filled in, words checked.
+    def bound(self, backend: TokenBackend) -> Cloze:
+        """The same for one tokenizer: special tokens and sizes of words filled in, words checked.
 
         Raises:
             ConfigError: a word that this tokenizer cannot tell from others, or a special token it lacks.
         """
-        backend = TokenBackend(tokenizer)
+        tokenizer = backend.tokenizer
         made = self.counted(tokenizer)
         named = {}
         for slot in self.pattern.only(Special):
@@ -108,7 +110,8 @@ class Cloze:
             )
         if not isinstance(self.verbalizer, Soft):
             check_words(backend, self.labels, self.candidates, self.pattern.only(Mask)[0].count)
-        return made
+        sizes = map(len, word_ids(backend, [text for _, text in self.candidates]))
+        return replace(made, sizes=tuple(sizes))
 
     def counted(self, tokenizer: PreTrainedTokenizerBase) -> Cloze:
         """The same with the number of its soft tokens filled in, where they stand for words."""
@@ -177,7 +180,7 @@ class Cloze:
             elif isinstance(slot, Special):
                 if slot.name not in named:
                     raise ConfigError(
-                        "cloze: special tokens need a tokenizer. Use formatter.bound(tokenizer)."
+                        "cloze: special tokens need a tokenizer. Give the formatter to an Encoder."
                     )
                 parts.append(Segment(named[slot.name], "prompt", control=True))
             elif isinstance(slot, SoftSlot):
@@ -231,7 +234,7 @@ def soft_tokens(formatter: Cloze) -> dict[str, str | None]:
 def _tokens(pattern: Pattern, slot: SoftSlot) -> list[str]:
     """The new tokens of one slot: shared where slots have one id."""
     if slot.count is None:
-        raise ConfigError("cloze: soft tokens from words need a tokenizer. Use formatter.bound(tokenizer).")
+        raise ConfigError("cloze: soft tokens from words need a tokenizer. Use ClozeClassifier.")
     name = slot.share or next(k for k, each in enumerate(pattern.slots) if each is slot)
     return [f"<|soft_{name}_{number}|>" for number in range(slot.count)]
 

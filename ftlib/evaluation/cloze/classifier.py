@@ -17,10 +17,9 @@ from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.attach import AnyModel, attach
 from ftlib.data import collate, formatters, pack
 from ftlib.data.cloze import Cloze as ClozeFormatter
-from ftlib.data.cloze import Generation, Verbalizer, soft_tokens, word_ids
+from ftlib.data.cloze import Generation, Verbalizer, soft_tokens
 from ftlib.data.encode import Encoder
 from ftlib.data.pattern import Column, Mask, Special, Words, parse
-from ftlib.data.tokens import TokenBackend
 from ftlib.errors import CapabilityError, ConfigError, DataError
 from ftlib.evaluation.generation import decode, generate
 from ftlib.models.encoders import first_position
@@ -86,7 +85,11 @@ class ClozeClassifier:
         elif adapter is not None:
             model = attach(model, adapter, tokenizer=tokenizer)
         self.model, self.tokenizer = model, tokenizer
-        self.formatter: ClozeFormatter = unbound.bound(tokenizer)
+        self.max_length = _context(model) if max_length is None else max_length
+        self.encoder = Encoder(
+            tokenizer, formatter=unbound, max_length=self.max_length, task=language_task(model)
+        )
+        self.formatter = cast(ClozeFormatter, self.encoder.formatter)
         masks = fills_masks(model)
         _check(self.formatter, tokenizer, masks=masks, norm=norm)
         if not masks and (one_by_one or alpha):
@@ -95,8 +98,6 @@ class ClozeClassifier:
             )
         masking = Masking(tokenizer.mask_token_id, one_by_one) if masks else None
         self._cloze = Cloze(self.formatter.verbalizer.reduce, norm, masking, alpha)
-        self.max_length = _context(model) if max_length is None else max_length
-        self.encoder = self._encoder(self.formatter)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -200,21 +201,17 @@ class ClozeClassifier:
             return self
         if method == "contextual":
             texts = self._content_free() if content_free is None else content_free
-            logs = [self._scores(plain, self._encoder(self._without_content(text)), [{}]) for text in texts]
+            free = [self.encoder.using(self._without_content(text)) for text in texts]
+            logs = [self._scores(plain, encoder, [{}]) for encoder in free]
             bias_K = torch.cat(logs).log_softmax(-1).mean(0)
         elif method == "pmi":
-            asked = replace(self.formatter, pattern=parse(cast(str, domain))).bound(self.tokenizer)
-            bias_K = self._scores(plain, self._encoder(asked), [{}])[0]
+            asked = replace(self.formatter, pattern=parse(cast(str, domain)))
+            bias_K = self._scores(plain, self.encoder.using(asked), [{}])[0]
         else:
             logs_BK = self._scores(plain, self.encoder, rows).log_softmax(-1)
             bias_K = logs_BK.logsumexp(0) - torch.tensor(float(len(logs_BK))).log()
         self._cloze = replace(plain, bias=tuple(bias_K.tolist()))
         return self
-
-    def _encoder(self, formatter: ClozeFormatter) -> Encoder:
-        return Encoder(
-            self.tokenizer, formatter=formatter, max_length=self.max_length, task=language_task(self.model)
-        )
 
     def _scores(self, objective: Cloze, encoder: Encoder, rows: Any) -> Tensor:
         if isinstance(self.formatter.verbalizer, Generation):
@@ -235,16 +232,14 @@ class ClozeClassifier:
         texts = [text for text in CONTENT_FREE if text != MASK or self._cloze.masking is not None]
         before = [slot for slot in self.formatter.before if not isinstance(slot, Column)]
         read = any(not isinstance(slot, Words) or slot.text.strip() for slot in before)
-        starts = bool(TokenBackend(self.tokenizer).bos_ids)
+        starts = bool(self.tokenizer("")["input_ids"])  # BOS
         return tuple(text for text in texts if text or read or starts)
 
     def _without_content(self, text: str) -> ClozeFormatter:
         """The template with `text` in place of every column."""
         slot = Special(MASK) if text == MASK else Words(text)
         slots = tuple(slot if isinstance(each, Column) else each for each in self.formatter.pattern.slots)
-        return replace(self.formatter, pattern=replace(self.formatter.pattern, slots=slots)).bound(
-            self.tokenizer
-        )
+        return replace(self.formatter, pattern=replace(self.formatter.pattern, slots=slots))
 
 
 def _check(formatter: ClozeFormatter, tokenizer: PreTrainedTokenizerBase, *, masks: bool, norm: str) -> None:
@@ -263,10 +258,8 @@ def _check(formatter: ClozeFormatter, tokenizer: PreTrainedTokenizerBase, *, mas
         )
     count = formatter.pattern.only(Mask)[0].count
     if masks and count is None and norm == "none":
-        texts = [text for _, text in formatter.candidates]
-        sizes = {
-            text: len(ids) for text, ids in zip(texts, word_ids(TokenBackend(tokenizer), texts), strict=True)
-        }
+        texts = (text for _, text in formatter.candidates)
+        sizes = dict(zip(texts, formatter.sizes or (), strict=True))
         if len(set(sizes.values())) > 1:
             raise ConfigError(
                 f"ClozeClassifier: expected words of one number of tokens, got {sizes}: more masks are less "
