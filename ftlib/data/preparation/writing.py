@@ -108,6 +108,7 @@ def earlier_report(folder: Path, shas: tuple[str, ...], options: dict[str, Any])
             report = json.loads(path.read_text(encoding="utf-8"))
             files = report["input"].get("files", [report["input"]])
             same = tuple(file["sha256"] for file in files) == shas and report["options"] == options
+            same = same and all((folder / name).is_file() for name in report["outputs"])
             made = set(shas) <= set(report["hashes"].values()) and options in (report["options"], _DEFAULTS)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # another program's file

@@ -102,6 +102,12 @@ def test_a_second_run_has_nothing_to_do(tmp_path):
     assert (asked.exit, asked.files) == (0, {})
 
 
+def test_a_run_whose_data_are_gone_is_made_again(tmp_path):
+    execute(tmp_path, {"d.jsonl": ROWS})
+    (tmp_path / "d_prepared.jsonl").unlink()
+    assert len(execute(tmp_path, {"d.jsonl": ROWS}).records) == 3
+
+
 def test_what_a_run_has_written_is_prepared(tmp_path):
     execute(tmp_path, {"d.jsonl": CLASSES})
     train = (tmp_path / "d_prepared_train.jsonl").read_text()
