@@ -108,11 +108,24 @@ def own_generator(config: PeftConfig, model: nn.Module) -> Iterator[None]:
 
 
 def keep_initial(model: PeftModel, name: str) -> None:
-    """Keep the factors that a fresh adapter took from the base, as buffers that nobody saves by accident."""
+    """Keep the factors that a fresh adapter took from the base, as buffers that nobody saves by accident.
+
+    Raises:
+        CapabilityError: a matrix with fewer directions than the rank.
+    """
     config = model.peft_config[name]
     if not changes_base(config) or _init_of(config) == "loftq":  # whose base is rounded besides
         return
-    layers = [each for each in model.modules() if isinstance(each, LoraLayer) and name in each.lora_A]
+    layers: list[Any] = [
+        each for each in model.modules() if isinstance(each, LoraLayer) and name in each.lora_A
+    ]
+    for layer in layers:
+        found, asked = layer.lora_A[name].weight.shape[0], layer.r[name]
+        if found != asked:
+            raise CapabilityError(
+                f"attach: expected matrices with r={asked} directions for init={_init_of(config)!r}, got one "
+                f"with {found}. Take that rank, or name larger targets, on a model loaded anew."
+            )
     for layer in layers:
         for side in ("A", "B"):
             factor = getattr(layer, f"lora_{side}")[name].weight

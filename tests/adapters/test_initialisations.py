@@ -220,6 +220,13 @@ def test_olora_on_transposed_matrices_is_refused_by_name() -> None:
         fresh("olora", arch="gpt2")
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_rank_above_that_of_a_matrix_is_refused(init: str) -> None:
+    """The keys of the tiny Llama have 16 outputs."""
+    with pytest.raises(CapabilityError, match=r"with r=20 directions .* got one with 16"):
+        attach(tiny_model(), lora(20, init=init))
+
+
 def test_a_randomised_start_is_the_same_in_every_process_and_draws_from_nobody() -> None:
     models = []
     for seed in (1, 2):
