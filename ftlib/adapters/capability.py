@@ -8,6 +8,7 @@ from typing import Literal, cast, final
 from peft import IA3Config, LoraConfig, PeftConfig, PromptLearningConfig
 from peft.utils.peft_types import PeftType
 
+from ftlib.adapters.initial import changes_base
 from ftlib.errors import CapabilityError, ConfigError
 
 __all__ = ["FULL", "LORA", "Capabilities", "capabilities_of"]
@@ -47,13 +48,6 @@ class Capabilities:
 
 FULL = Capabilities(mergeable=False, off_is_base=False, learning_rate=2e-5)
 LORA = Capabilities()
-_CHANGES_BASE = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-    "lora_ga",
-)  # these initialisations subtract from the base
 
 
 def capabilities_of(config: PeftConfig | None) -> Capabilities:
@@ -68,7 +62,7 @@ def capabilities_of(config: PeftConfig | None) -> Capabilities:
         return _of_virtual_tokens(config)
     if isinstance(config, LoraConfig) and config.peft_type == PeftType.LORA:
         init = config.init_lora_weights  # False asks for random factors, the second one too
-        keeps_base = not str(init).startswith(_CHANGES_BASE) and config.bias == "none"
+        keeps_base = not changes_base(config) and config.bias == "none"
         return replace(LORA, identity_init=init is not False, off_is_base=keeps_base)
     if isinstance(config, IA3Config):
         return replace(LORA, identity_init=config.init_ia3_weights, learning_rate=3e-3)
