@@ -143,7 +143,7 @@ def test_completions_alone_are_pointed_to_open_ended_text():
 def test_an_unknown_format_names_the_keys_and_the_nearest_rule():
     rows = [{"text": "a"}, {"texts": "b"}, {"texts": "c"}]
     with pytest.raises(
-        DataError, match=r"found the keys .*'text', 'texts'.*Nearest is 'text', fitting 1 of 3"
+        DataError, match=r"found the keys .*'text', 'texts'.*Nearest: 'text' \(text alone\), fitting 1 of 3"
     ):
         load_records(rows)
 
@@ -325,7 +325,7 @@ def test_bad_rows_of_a_stream_are_raised_or_skipped_as_it_is_read(caplog):
 def test_a_stream_without_rows_or_of_no_known_format_is_refused():
     with pytest.raises(DataError, match="expected rows, got none"):
         load_records(IterableDataset.from_generator(lambda: iter(())))
-    with pytest.raises(DataError, match="expected one of the formats"):
+    with pytest.raises(DataError, match="expected rows in one of the known formats"):
         load_records(as_stream([{"a": 1}]))
 
 

@@ -20,6 +20,7 @@ from ftlib.errors import ConfigError, DataError
 __all__ = ["LOOKED_AT", "Choice", "choose", "header_hint", "looked_at"]
 
 LOOKED_AT = 256  # first rows that decide the format, and as many drawn from the rest
+NEAREST = 3  # formats that an error names
 _log = logging.getLogger(__name__)
 
 
@@ -104,7 +105,7 @@ def choose(
     fits = {rule.name: sum(map(rule.fits, rows)) for rule in candidates}
     best = max(candidates, key=lambda rule: fits[rule.name])  # of equals the first in the table
     if fits[best.name] * 2 <= len(rows):
-        raise _unknown(rows, best, fits[best.name], file, is_table=is_table)
+        raise _unknown(rows, fits, file, is_table=is_table)
     ignored = _ignored(best, candidates, fits, rows)
     if strict and ignored:
         raise DataError(
@@ -170,7 +171,7 @@ def _require(rule: Rule, rows: Sequence[Row], file: str, *, is_table: bool) -> N
             )
 
 
-def _unknown(rows: Sequence[Row], nearest: Rule, count: int, file: str, *, is_table: bool) -> DataError:
+def _unknown(rows: Sequence[Row], fits: Mapping[str, int], file: str, *, is_table: bool) -> DataError:
     keys = _keys(rows)
     header = header_hint(is_table)
     if "completion" in keys and "prompt" not in keys:
@@ -183,10 +184,12 @@ def _unknown(rows: Sequence[Row], nearest: Rule, count: int, file: str, *, is_ta
         )
     by_name = next((rule.name for rule in BY_NAME if all(map(rule.fits, rows))), None)
     named = "" if by_name is None else f" It is read as {by_name!r} only if you say so: format={by_name!r}."
-    expected = "; ".join(dict.fromkeys(rule.keys for rule in RULES))
+    fitting = [rule for rule in RULES if fits.get(rule.name)]
+    near = sorted(fitting, key=lambda rule: -fits[rule.name])[:NEAREST]
+    told = "; ".join(f"{rule.name!r} ({rule.keys}), fitting {fits[rule.name]}" for rule in near)
+    nearest = f"Nearest: {told} of {len(rows)} rows. " if told else "None fits any row. "
     return DataError(
-        f"expected one of the formats {expected}; found the keys {keys}. Nearest is {nearest.name!r}, "
-        f"fitting {count} of {len(rows)} rows. "
+        f"expected rows in one of the known formats (docs/formats.md), found the keys {keys}. {nearest}"
         f'Map columns: columns={{"prompt": …, "completion": …}}.{named}{header}',
         code="unknown_format",
         file=file,
