@@ -103,17 +103,6 @@ class Rule:
     obeys: tuple[str, ...] = ()
     gather: Callable[[Sequence[Located], FormatOptions], Gathered] | None = None
 
-    def canonical(self, row: Row, roles: Roles = ROLES) -> dict[str, Any]:
-        """The first record of a row; empty where the row says to leave it out.
-
-        Raises:
-            DataError: a bad row.
-        """
-        made = self.convert(row, FormatOptions(roles))
-        if isinstance(made, Dropped):
-            return {}
-        return made[0] if isinstance(made, list) else made
-
 
 @final
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ other rows are bad rows of it.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ __all__ = ["LOOKED_AT", "Choice", "choose", "header_hint", "looked_at"]
 
 LOOKED_AT = 256  # first rows that decide the format, and as many drawn from the rest
 NEAREST = 3  # formats that an error names
-_log = logging.getLogger(__name__)
 
 
 @final
