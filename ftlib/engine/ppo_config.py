@@ -42,8 +42,8 @@ class PPOConfig(TrainConfig):
         dual: bound on the loss of bad tokens; None for none.
         value_clip: of the values; None for none.
         value_coef: weight of the value loss.
-        value_learning_rate: of the critic's weights; None is five times `learning_rate`, or five times LoRA's where
-            that is a rate of virtual tokens.
+        value_learning_rate: of the critic's weights; None is five times `learning_rate`, or five times LoRA's
+            where that is a rate of virtual tokens.
         critic_warmup: first rollouts that train the critic alone, >= 0.
         whiten_advantages: over all rows of a rollout.
         whiten_rewards: likewise, keeping the mean.
