@@ -327,10 +327,10 @@ def _read_classifier(
     if num_labels is not None:
         config.num_labels = num_labels
     model = _read_model(source, config, dtype, AutoModelForSequenceClassification, trust_remote_code)
-    if not is_encoder_classifier(model):
+    if num_labels is None or not is_encoder_classifier(model):
         restore_score(model, [source.folder / file for file in weight_files(source.folder, source.name)])
         choose_padding(model, choose_pad_id(model, tokenizer))
-        if num_labels is None:
+        if num_labels is None and config.num_labels == 1:  # several are refused where the model is finished
             describe_score(model)
     return model
 
