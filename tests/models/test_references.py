@@ -71,10 +71,14 @@ def facts(model: nn.Module) -> list[object]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("state", POLICIES)
 def test_at_step_0_it_says_what_the_policy_says(state: str, kind: str) -> None:
-    """Bit for bit, though the policy is in training and keeps a graph; dropout aside."""
+    """Bit for bit, though the policy is in training and keeps a graph; dropout aside.
+
+    But for a trained head: with the adapter off it is the base's, which is frozen and takes another path.
+    """
     model = policy(state)
     found = made(kind, model).logprobs(BATCH)
-    assert torch.equal(found, policy_logprobs(model).detach())
+    other_path = (state, kind) == ("lora and head", "auto")
+    assert_close(found, policy_logprobs(model).detach(), rtol=0, atol=2e-6 if other_path else 0)
     assert found.dtype == torch.float32
     assert not found.requires_grad
 
