@@ -204,7 +204,7 @@ def _room(policy: nn.Module, prompts: Sequence[Sequence[int]], new_tokens: int) 
 def _batches(
     prompts: Sequence[Sequence[int]], n: int, size: int, *, alike: bool
 ) -> Iterator[list[tuple[int, int]]]:
-    """(prompt, sample) of the rows of each batch, the longest first; prompts of one length only if `alike`."""
+    """(prompt, sample) of the rows of each batch, the longest first; prompts of one length if `alike`."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     for _, equal in groupby(order, key=lambda index: len(prompts[index]) if alike else 0):
         rows = [(prompt, sample) for prompt in equal for sample in range(n)]
