@@ -196,7 +196,7 @@ def _of_file(source: str | Path | Mapping[str, Any]) -> tuple[JinjaTemplate, ...
     if not isinstance(source, Mapping):
         try:
             text = Path(source).read_text(encoding="utf-8")
-            source = yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader
+            source = _Loader(text).get_single_data()
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(
                 f"promptsource: expected a YAML file, or Jinja text with {CUT}, got {str(source)!r:.80}: "
