@@ -190,6 +190,11 @@ def make_plan(model: nn.Module, path: Path, reason: str) -> Plan:
     virtual = virtual_tokens(model)
     if inner.config.is_encoder_decoder:
         return Plan(inner.get_decoder(), _head(inner), path, reason, False, _reader(inner), virtual)
+    if is_encoder_classifier(inner):
+        raise CapabilityError(
+            f"models.forward: expected a model that reads from left to right, got the encoder "
+            f"{type(inner).__name__}, which scores whole rows: forward(model, batch, scores=True)."
+        )
     body = inner.base_model
     if body is inner or not isinstance(body, PreTrainedModel):
         raise CapabilityError(
