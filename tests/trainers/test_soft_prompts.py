@@ -346,3 +346,20 @@ def test_exact_gradients_reach_the_optimum_of_a_bandit(kind: str) -> None:
         (-found).backward()
         optimizer.step()
     assert float(optimum) - 0.01 < float(found.detach()) <= float(optimum) + 1e-6
+
+
+def test_f4_a_resumed_ppo_run_is_the_run_that_was_not_stopped(tmp_path: Path) -> None:
+    """From other virtual tokens: the encoder, the value head and the reference come from the checkpoint."""
+
+    def started(seed: int, folder: Path | None, resume: Any = None, **options: Any) -> Any:
+        torch.manual_seed(seed)
+        model = attach(tiny_model(), SOFT["p-tuning mlp"]())
+        trainer = ppo(model=model, adapter=None, output_dir=folder, max_steps=4, **options)
+        history = trainer.train(resume=resume).history
+        return [(row["loss"], row["kl"], row["score"]) for row in history], trainer.engine.masters.copies()
+
+    rows_of_all, weights = started(0, None)
+    started(0, tmp_path, callbacks=[stop_after(2)])
+    found, found_weights = started(1, tmp_path, resume=True)
+    assert found == rows_of_all
+    assert all(torch.equal(found_weights[name], weight) for name, weight in weights.items())
