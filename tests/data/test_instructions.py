@@ -391,6 +391,14 @@ def test_template_code_stays_in_its_sandbox(text):
     assert caught.value.code == "template"
 
 
+def test_a_random_choice_in_a_template_is_drawn_by_seed_and_row():
+    kind = promptsource("{{ ['a', 'b', 'c'] | choice }} {{q}} ||| {{a}}", seed=3)
+    rows = [{"id": n, "q": "why", "a": "so"} for n in range(30)]
+    drawn = [rendered(kind, row)[0][0] for row in rows]
+    assert set(drawn) == {"a", "b", "c"}
+    assert [rendered(kind, row)[0][0] for row in rows] == drawn
+
+
 def test_pipes_in_data_divide_nothing():
     kind = promptsource("{{q}} ||| {{a}}")
     assert rendered(kind, {"q": "x ||| y", "a": "z ||| w"}) == ("x ||| y\n", "z ||| w")

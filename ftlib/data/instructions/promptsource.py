@@ -8,7 +8,7 @@ inputs give equal text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -231,9 +231,10 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 @pass_context
-def _choice(context: Context, values: Sequence[Any]) -> Any:
+def _choice(context: Context, values: Iterable[Any]) -> Any:
     """Promptsource's random choice of promptsource, drawn by seed and row."""
-    return values[context[_DRAWN] % len(values)]
+    listed = list(values)
+    return listed[context[_DRAWN] % len(listed)]
 
 
 def _read(text: str) -> frozenset[str]:
