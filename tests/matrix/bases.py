@@ -25,10 +25,10 @@ __all__ = ["decoder", "encoder", "masked", "shared", "t5"]
 WIDTH, WIDE = 48, 64  # bitsandbytes holds whole blocks of 64 weights in every row
 
 
-def decoder(held: Quantisation | None = None) -> PreTrainedModel:
-    """A Llama."""
+def decoder(held: Quantisation | None = None, **changes: Any) -> PreTrainedModel:
+    """A Llama, with changes of its configuration."""
     width = WIDTH if held is None else WIDE
-    model = tiny_model(hidden_size=width, head_dim=width // 4, intermediate_size=2 * width)
+    model = tiny_model(hidden_size=width, head_dim=width // 4, intermediate_size=2 * width, **changes)
     return _held(model, held, AutoModelForCausalLM)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from ftlib.adapters import attach, lora, merge, model_capabilities
+from ftlib.batches import Group
 from ftlib.data.collate import collate
 from ftlib.errors import CapabilityError
 from ftlib.export.save import save_weights
@@ -224,3 +225,25 @@ def test_a_policys_step_leaves_the_scores_of_another_role(row: Row) -> None:
     before = scores()
     CELLS["LoRA, SFT"][1].make(row, model=policy).train()
     assert torch.equal(scores(), before)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name.replace(" ", "_"))
+def test_exact_gradients_reach_the_best_policy_of_a_bandit(row: Row) -> None:
+    """Eight arms on the base's own distribution: J* = beta log sum_a ref(a) exp(score(a) / beta)."""
+    beta, arms, score_A = 0.5, 8, torch.linspace(0, 1, 8)
+    base = bases.decoder(row.held, vocab_size=arms)
+    ids = [tuple(x.split(1)) for x in (torch.arange(arms), torch.ones(arms))]
+    batch = collate([Group(torch.tensor([3, 4]), torch.zeros(2), *ids)], score_all=True)
+    with torch.no_grad():
+        ref_A = forward(base, batch).logprobs_N
+    best = float(beta * torch.logsumexp(ref_A + score_A / beta, 0))
+    model = attach(base, row.make([list(range(arms)), [5, 2, 7, 1]]))
+    optimizer = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], row.rate / 2)
+    for _ in range(200):
+        logp_A = forward(model, batch).logprobs_N
+        found = (logp_A.exp() * (score_A - beta * (logp_A - ref_A))).sum()
+        optimizer.zero_grad()
+        (-found).backward()
+        optimizer.step()
+    assert best - 0.01 < float(found.detach()) <= best + 1e-5
