@@ -45,7 +45,7 @@ from ftlib.trainers.ppo_critic import CriticKind, OwnCritic, make_critic, value_
 from ftlib.trainers.ppo_given import given_rollouts, mean_reward
 from ftlib.trainers.ppo_health import Health, agreement_of
 from ftlib.trainers.ppo_inputs import AnyReward, encode_prompts, ids_of, resolve_reward
-from ftlib.trainers.ppo_metrics import derived
+from ftlib.trainers.ppo_metrics import derived, merged, on_cpu, speed
 from ftlib.trainers.ppo_objective import SHARED, check_objective
 from ftlib.trainers.ppo_phase import collect_on_ranks
 from ftlib.trainers.ppo_samples import sample_table
@@ -272,7 +272,7 @@ class PPOTrainer(Trainer):
         # 4. what to tell, and the penalty of the next rollout
         self._last = known
         told = {"reward": mean_reward(rollouts), "entropy": entropy, **agreement_of(known)}
-        told["update_tokens_per_second"] = _speed(self._tokens(prepared.rows), started)
+        told["update_tokens_per_second"] = speed(self._tokens(prepared.rows), started)
         summary = self._summary(results, prepared, told)
         kl = prepared.metrics["kl"]
         self.kl.update(float(kl.value), int(kl.count))
@@ -325,8 +325,8 @@ class PPOTrainer(Trainer):
     def _sampled(self, rows: Examples) -> list[Rollout]:
         started = perf_counter()
         collected = self._collected(rows, self.iteration)
-        speed = _speed(float(collected.metrics["completion_tokens"].sum), started)
-        self._rollout_metrics = {**collected.metrics, "rollout_tokens_per_second": speed}
+        per_second = speed(float(collected.metrics["completion_tokens"].sum), started)
+        self._rollout_metrics = {**collected.metrics, "rollout_tokens_per_second": per_second}
         return collected.rollouts
 
     def _collected(self, rows: Examples, iteration: int) -> Collected:
@@ -447,25 +447,19 @@ class PPOTrainer(Trainer):
     def _summary(
         self, results: Sequence[Sequence[StepResult]], prepared: Prepared, read: Mapping[str, Mean]
     ) -> StepResult:
-        """All optimiser steps of an update as one; those left out as not finite only where all were."""
+        """All optimiser steps of an update as one, with what is told of the update as a whole."""
         every = list(chain.from_iterable(results))
-        flat = [result for result in every if not result.skipped] or every
-        terms: dict[str, Mean] = {}
-        metrics: dict[str, Mean] = {}
-        for result in flat:
-            for merged, means in ((terms, result.terms), (metrics, result.metrics)):
-                for name, mean in means.items():
-                    merged[name] = merged[name] + mean if name in merged else mean
+        counted, terms, metrics = merged(every)
         one = torch.ones(())
         nothing = Mean(torch.zeros(()), one)  # of a policy that stood still
         told: dict[str, Mean] = {
             **dict.fromkeys(("approx_kl", "clip_fraction", "ratio_deviation"), nothing),
-            **{name: _cpu(mean) for name, mean in metrics.items()},
+            **metrics,
             **self._rollout_metrics,
             **prepared.metrics,
             **read,
             "beta": Mean(torch.tensor(self.kl.beta), one),
-            "first_ratio_deviation": _cpu(flat[0].metrics.get("ratio_deviation", nothing)),
+            "first_ratio_deviation": on_cpu(counted[0].metrics.get("ratio_deviation", nothing)),
             "optimizer_steps": Mean(torch.tensor(float(len(results))), one),
         }
         last = results[-1][0]
@@ -477,7 +471,7 @@ class PPOTrainer(Trainer):
         self._rollout_metrics = {}
         return replace(
             last,
-            terms={name: _cpu(mean) for name, mean in terms.items()},
+            terms=terms,
             metrics=told,
             tokens=self._tokens(prepared.rows),
             skipped=any(result.skipped for result in every),
@@ -518,12 +512,3 @@ class PPOTrainer(Trainer):
 
     def _encoded(self, data: Any, name: str) -> Any:
         return encode_prompts(data, lambda: self.encoder, name)
-
-
-def _speed(tokens: float, started: float) -> Mean:
-    """Tokens per second since `started`."""
-    return Mean(torch.tensor(float(tokens)), torch.tensor(perf_counter() - started))
-
-
-def _cpu(mean: Mean) -> Mean:
-    return Mean(mean.sum.detach().cpu(), mean.count.detach().cpu())

@@ -1,11 +1,17 @@
-"""Numbers of a PPO row that are no means, from the means they come from."""
+"""The numbers of a PPO row: those of all optimiser steps together, and those that are no means."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from time import perf_counter
 
-__all__ = ["derived"]
+import torch
+
+from ftlib.batches import Mean
+from ftlib.engine.engine import StepResult
+
+__all__ = ["derived", "merged", "on_cpu", "speed"]
 
 SPREADS = ("score", "advantage", "return")
 ROUNDING = 2e-6  # a deviation below this share of the mean is the rounding of equal float32 numbers
@@ -35,3 +41,34 @@ def _variance(row: Mapping[str, float], name: str) -> float:
         return math.nan
     variance = row[f"{name}_squared"] - row[name] ** 2
     return variance if variance > (ROUNDING * row[name]) ** 2 else 0.0
+
+
+def merged(
+    results: Sequence[StepResult],
+) -> tuple[list[StepResult], dict[str, Mean], dict[str, Mean]]:
+    """Optimiser steps as one: those that count, and the sums of their terms and metrics, on the CPU.
+
+    Steps left out because they were not finite count only where all were.
+    """
+    counted = [result for result in results if not result.skipped] or list(results)
+    terms: dict[str, Mean] = {}
+    metrics: dict[str, Mean] = {}
+    for result in counted:
+        for sums, means in ((terms, result.terms), (metrics, result.metrics)):
+            for name, mean in means.items():
+                sums[name] = sums[name] + mean if name in sums else mean
+    return counted, _all_on_cpu(terms), _all_on_cpu(metrics)
+
+
+def on_cpu(mean: Mean) -> Mean:
+    """The mean where a row is written."""
+    return Mean(mean.sum.detach().cpu(), mean.count.detach().cpu())
+
+
+def speed(tokens: float, started: float) -> Mean:
+    """Tokens per second since `started`, a time of `perf_counter`."""
+    return Mean(torch.tensor(float(tokens)), torch.tensor(perf_counter() - started))
+
+
+def _all_on_cpu(means: Mapping[str, Mean]) -> dict[str, Mean]:
+    return {name: on_cpu(mean) for name, mean in means.items()}
