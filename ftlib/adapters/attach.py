@@ -25,6 +25,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import ModulesToSaveWrapper
 from peft.utils.peft_types import PeftType
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -238,9 +239,19 @@ def merge(model: AnyModel) -> PreTrainedModel:
     scale = normalisation_of(model)
     if is_quantised(model):
         model = _on_plain_base(model)
+    _put_in_place(model)
     merged = cast(PreTrainedModel, model.merge_and_unload())
     set_normalisation(merged, scale)
     return merged
+
+
+def _put_in_place(model: PeftModel) -> None:
+    """Modules that hold others, such as BERT's pooler, as they were trained; peft's IA3 fails on them."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ModulesToSaveWrapper) and not hasattr(child.original_module, "weight"):
+                active = [each for each in child.active_adapters if each in child.modules_to_save]
+                setattr(parent, name, child.modules_to_save[active[0]] if active else child.original_module)
 
 
 def _on_plain_base(model: PeftModel) -> PeftModel:

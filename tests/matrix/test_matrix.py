@@ -180,12 +180,15 @@ def test_saved_it_loads_in_plain_libraries_and_merges(cell: str, tmp_path: Path)
     expected = logits(model)
     save_weights(tmp_path, model)
     if not isinstance(model, PeftModel):
-        assert_close(logits(type(model).from_pretrained(tmp_path)), expected, rtol=0, atol=1e-6)
+        attention = model.config._attn_implementation  # else transformers takes another one
+        loaded = type(model).from_pretrained(tmp_path, attn_implementation=attention)
+        assert_close(logits(loaded), expected, rtol=0, atol=1e-6)
         return
     plain = PeftModel.from_pretrained(column.plain(row, seed=5), str(tmp_path))
     assert_close(logits(plain), expected, rtol=0, atol=2e-5)
     if model_capabilities(model).mergeable:
-        assert_close(logits(merge(model)), expected, rtol=1e-5, atol=5e-5)
+        merged = logits(merge(model))
+        assert float((merged - expected).norm()) <= 1e-4 * float(expected.norm())  # two products into one
     else:
         with pytest.raises(CapabilityError, match="merge: expected"):
             merge(model)
