@@ -81,7 +81,7 @@ class ChatTemplate:
         """
         text, literals = self._renderer.with_literals(conversation, generation=True)
         try:
-            regions, _ = self._regions(conversation, trained, text, spread=False)
+            regions, _ = self._regions(conversation, trained, text, spread=False, ended=False)
         except _UnverifiedError:
             regions = []
         parts = _segments(text, regions, literals)
@@ -140,15 +140,25 @@ class ChatTemplate:
         return Segments(_segments(text, regions, literals), bos=False, eos=not stopped)
 
     def _regions(
-        self, conversation: Conversation, trained: Sequence[int], text: str, *, spread: bool
+        self,
+        conversation: Conversation,
+        trained: Sequence[int],
+        text: str,
+        *,
+        spread: bool,
+        ended: bool = True,
     ) -> tuple[list[_Region], bool]:
-        """The spans of the trained turns (and weighted messages) in `text`; whether the last one stops."""
+        """The spans of the trained turns (and weighted messages) in `text`; whether the last one stops.
+
+        `ended`: no generation prompt follows the last message in `text`.
+        """
         marked = self._renderer.generation_spans(conversation, text)
         regions = []
         stopped = True
         for k in trained:
-            start, stop = self._turn(conversation, k, text, marked)
             is_last = k == len(conversation.messages) - 1
+            through = text if is_last and ended else None
+            start, stop = self._turn(conversation, k, text, marked, through)
             if stop == _NO_STOP:
                 if not is_last:
                     raise _UnverifiedError("the template ends this turn without a stop token")
@@ -168,9 +178,17 @@ class ChatTemplate:
         return sorted(regions, key=lambda region: region.start), stopped
 
     def _turn(
-        self, conversation: Conversation, k: int, text: str, marked: Mapping[int, tuple[int, int]]
+        self,
+        conversation: Conversation,
+        k: int,
+        text: str,
+        marked: Mapping[int, tuple[int, int]],
+        through: str | None,
     ) -> tuple[int, int]:
-        """Start of turn k in `text`, and the end of its stop token or `_NO_STOP`."""
+        """Start of turn k in `text`, and the end of its stop token or `_NO_STOP`.
+
+        `through`: the messages up to turn k, where they were rendered already.
+        """
         if k == 0:
             raise _UnverifiedError("the conversation starts with an assistant turn, so nothing prompts it")
         prompt = self._before(conversation, k, generation=True)
@@ -178,7 +196,8 @@ class ChatTemplate:
             end = self._stop(conversation, k, text[: marked[k][1]], len(prompt))
             if end != _NO_STOP:
                 return len(prompt), end
-        through = self._before(conversation, k + 1)
+        if through is None:
+            through = self._before(conversation, k + 1)
         if not through.startswith(prompt):
             raise _UnverifiedError("the rendered turn does not start with its generation prompt")
         end = self._stop(conversation, k, through, len(prompt))
@@ -197,8 +216,10 @@ class ChatTemplate:
         ]
         content = str(message.get("content") or "").strip()
         where = _last_outside(text, content, start, controls) if content else start
-        if where is None and "".join(content.split()) not in "".join(text[start:].split()):
+        if where is None and not _holds(text[start:], content):
             raise _UnverifiedError("the template does not render the content whole")
+        if not _holds(text[start:], str(message.get("reasoning") or "")):
+            raise _UnverifiedError("the template does not render the reasoning")
         for name in _called(message):
             if name not in text[start:]:
                 raise _UnverifiedError(f"the template does not render the call of tool {name!r}")
@@ -220,6 +241,11 @@ class ChatTemplate:
         return self._renderer.render(
             replace(conversation, messages=conversation.messages[:count]), generation=generation
         )
+
+
+def _holds(text: str, said: str) -> bool:
+    """Whether `said` stands in `text`, whatever becomes of its white space."""
+    return said in text or "".join(said.split()) in "".join(text.split())
 
 
 def _called(message: Message) -> list[str]:

@@ -65,7 +65,7 @@ class TokenBackend:
         spec |= {"truncation": None, "padding": None, "post_processor": None}
         if "dropout" in spec["model"]:
             spec["model"]["dropout"] = None  # random merges would train ids that inference never sees
-        inner = copy.deepcopy(spec)
+        inner = {**spec, **copy.deepcopy({name: spec[name] for name in ("normalizer", "pre_tokenizer")})}
         _without_word_start(inner)
         self.fingerprint = _fingerprint(self.tokenizer, spec)
         self._starting = Tokenizer.from_str(json.dumps(spec))
