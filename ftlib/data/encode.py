@@ -43,6 +43,7 @@ __all__ = ["COLUMNS", "Encoder"]
 _log = logging.getLogger(__name__)
 
 _STREAM_BATCH = 64  # rows encoded ahead of the reader of a stream
+_STATUS_BATCH = 1000  # rows of the report read at a time
 _LOOKED_AT = 256  # rows tried, until one tells which numbers its answers bring
 
 AnyFormatter = Formatter | Callable[[Row], Made]
@@ -174,14 +175,16 @@ class Encoder:
             )
         self.report = Report()
         status = encoded.select_columns(["length", "source", *STATUS])
-        count(self.report, status)
+        # A row at a time costs as much as its ids did.
+        batches = status.with_format("arrow").iter(_STATUS_BATCH)
+        count(self.report, (row for batch in batches for row in batch.to_pylist()))
         if self.report.rows != len(records):
             raise AssertionError(
                 f"encoder: {len(records)} rows came in, {self.report.rows} are accounted for."
             )
         if self.report.dropped:
-            encoded = encoded.select([i for i, reason in enumerate(status["dropped"]) if reason is None])
-        self.report.duplicates = audit.repeated(encoded["digest"], set())
+            encoded = encoded.select([i for i, reason in enumerate(status["dropped"][:]) if reason is None])
+        self.report.duplicates = audit.repeated(encoded["digest"][:], set())
         if against is not None:
             self.report.overlap = audit.overlap(encoded, against, before=len(self._backend.bos_ids))
         self._warn()
