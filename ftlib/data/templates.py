@@ -219,7 +219,9 @@ class ChatTemplate:
         if where is None and not _holds(text[start:], content):
             raise _UnverifiedError("the template does not render the content whole")
         if not _holds(text[start:], str(message.get("reasoning") or "")):
-            raise _UnverifiedError("the template does not render the reasoning")
+            raise _UnverifiedError(
+                "the template does not render the reasoning. Leave it out, or give another template"
+            )
         for name in _called(message):
             if name not in text[start:]:
                 raise _UnverifiedError(f"the template does not render the call of tool {name!r}")
