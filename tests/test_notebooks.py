@@ -87,10 +87,10 @@ def code_lines(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def kinds(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """What each cell shows, and as what: text, a table, a picture."""
+    """What each cell shows, and as what: text, a table, a picture. A busy kernel sends one text in parts."""
     return [
         sorted(
-            kind for output in cell.get("outputs", ()) for kind in output.get("data", [output.output_type])
+            {kind for output in cell.get("outputs", ()) for kind in output.get("data", [output.output_type])}
         )
         for cell in notebook.cells
     ]
