@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlib.data import audit, formatters
 from ftlib.data.cloze import Cloze
-from ftlib.data.environment import environment_kept
+from ftlib.data.environment import environment_kept, no_garbage_collection
 from ftlib.data.fingerprint import code_fingerprint, identity
 from ftlib.data.overflow import Overflow
 from ftlib.data.preview import Preview, preview_row
@@ -328,7 +328,8 @@ class _Worker:
     def __call__(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         extras = self.rows.extras
-        examples = [as_columns(example, extras) for example in self.rows.encode(rows, indices)]
+        with no_garbage_collection():
+            examples = [as_columns(example, extras) for example in self.rows.encode(rows, indices)]
         return {name: [example[name] for example in examples] for name in (*features(extras), *STATUS)}
 
 

@@ -1,16 +1,19 @@
-"""The process's environment as it was: `Dataset.map` with workers leaves a copy in place of `os.environ`.
+"""What encoding does to the process while it lasts, and gives back.
 
-Whoever imported the real one before, such as a terminal library that looks up its width, would no longer
-see what is set afterwards.
+`Dataset.map` with workers leaves a copy in place of `os.environ`: whoever imported the real one before, such
+as a terminal library that looks up its width, would no longer see what is set afterwards. And a batch makes
+hundreds of thousands of small objects that all stay: looking for garbage among them, again and again, takes
+a third of the time.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["environment_kept"]
+__all__ = ["environment_kept", "no_garbage_collection"]
 
 _CHANGED = "TOKENIZERS_PARALLELISM"  # what datasets sets for its workers
 
@@ -27,3 +30,15 @@ def environment_kept() -> Iterator[None]:
             environ.pop(_CHANGED, None)
         else:
             environ[_CHANGED] = value
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Cyclic garbage waits until the scope ends; where it was off before, it stays off."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
