@@ -50,9 +50,9 @@ def measure(name: str, steps: int) -> dict[str, float]:
     config = ft.TrainConfig(max_steps=steps, batch_size=8, progress="off")
     trainer = ft.SFTTrainer(model, train, held_out[:HELD_OUT], tokenizer=tokenizer, config=config)
     before = trainer.evaluate()["eval_loss"]
-    started = time.perf_counter()
+    started = time.process_time()
     trainer.train()
-    seconds = (time.perf_counter() - started) / steps
+    seconds = (time.process_time() - started) / steps
     with tempfile.TemporaryDirectory() as folder:
         trainer.save(folder)
         size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
@@ -68,7 +68,7 @@ def measure(name: str, steps: int) -> dict[str, float]:
 
 
 def row(name: str, found: dict[str, float], second: float) -> str:
-    """A line of the table; time as a multiple of LoRA's."""
+    """A line of the table; processor time as a multiple of LoRA's."""
     cells = (
         name,
         f"{found['before']:.3f}",
@@ -96,7 +96,7 @@ def main() -> None:
     found = {name: _child(name, options.steps) for name in options.only}
     second = found["lora" if "lora" in found else options.only[0]]["seconds"]
     lines = [
-        "| adapter | loss at start | after | trained numbers | rate | peak memory, GiB | saved, MiB | time |",
+        "| adapter | loss at start | after | trained numbers | rate | peak memory, GiB | saved, MiB | CPU time |",
         "|---|---|---|---|---|---|---|---|",
         *(row(name, each, second) for name, each in found.items()),
     ]
