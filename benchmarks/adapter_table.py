@@ -96,7 +96,7 @@ def main() -> None:
     found = {name: _child(name, options.steps) for name in options.only}
     second = found["lora" if "lora" in found else options.only[0]]["seconds"]
     lines = [
-        "| adapter | loss at start | after | trained numbers | rate | peak memory, GiB | saved, MiB | CPU time |",
+        "| adapter | loss at start | after | trained numbers | rate | peak, GiB | saved, MiB | CPU time |",
         "|---|---|---|---|---|---|---|---|",
         *(row(name, each, second) for name, each in found.items()),
     ]
