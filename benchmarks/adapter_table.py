@@ -1,6 +1,6 @@
 """What each adapter reaches on one task at one budget: held-out loss, memory, size, time.
 
-    python -m benchmarks.adapter_table [--steps 60] [--only lora ia3] [--out docs/adapter-table.md]
+    python -m benchmarks.adapter_table [--steps 40] [--only lora ia3] [--out docs/adapter-table.md]
 
 Docstrings of the standard library, whole modules held out, the same rows in the same order for every
 adapter, each at its own default learning rate. Every adapter runs in a fresh process.
@@ -37,7 +37,7 @@ ADAPTERS: dict[str, Callable[[], Any]] = {
     "prefix": lambda: ft.adapters.prefix(20, init="text", text=WORDS),
     "prefix, projection": lambda: ft.adapters.prefix(20, projection=True),
 }
-HELD_OUT = 160  # rows of the held-out modules that are evaluated
+HELD_OUT = 96  # rows of the held-out modules that are evaluated
 
 
 def measure(name: str, steps: int) -> dict[str, float]:
@@ -85,7 +85,7 @@ def row(name: str, found: dict[str, float], second: float) -> str:
 def main() -> None:
     """Start a process per adapter, or be one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", nargs="+", choices=list(ADAPTERS), default=list(ADAPTERS))
     parser.add_argument("--out", type=Path, help="also write the table there")
     parser.add_argument("--measure", choices=list(ADAPTERS), help=argparse.SUPPRESS)
