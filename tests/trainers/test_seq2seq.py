@@ -83,7 +83,7 @@ def test_the_first_loss_is_that_of_transformers_collator_and_model() -> None:
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_rows_are_memorised_and_written_by_plain_transformers(kind: str, tmp_path: Path) -> None:
     """Loss at most a twentieth; what is saved writes the same answers with no ftlib."""
-    trainer = trainer_of(kind)
+    trainer = trainer_of(kind, max_steps=120)
     before = trainer.evaluate(ROWS)["eval_loss"]
     trainer.train()
     assert trainer.evaluate(ROWS)["eval_loss"] < before / 20
