@@ -47,10 +47,10 @@ def run(seed: int, updates: int) -> list[dict[str, Any]]:
     model, tokenizer = ft.load(ft.demo_model(), adapter=ft.adapters.lora(r=16))
     config = ft.PPOConfig(
         max_steps=updates,
-        batch_size=16,
+        batch_size=32,
         epochs_per_rollout=2,
         max_new_tokens=32,
-        learning_rate=2e-4,
+        learning_rate=4e-4,
         missing_stop_penalty=0.5,
         seed=seed,
         log_steps=1,
