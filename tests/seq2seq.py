@@ -40,20 +40,21 @@ COUPLES = [
 ]
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": START,
+}
+
+
 def t5_config(**changes: Any) -> T5Config:
     """Two layers of width 32 without dropout."""
-    settings: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 64,
-        "num_layers": 2,
-        "num_heads": 4,
-        "dropout_rate": 0.0,
-        "pad_token_id": PAD,
-        "eos_token_id": EOS,
-        "decoder_start_token_id": START,
-    }
+    settings = SMALL | {"pad_token_id": PAD, "eos_token_id": EOS}
     return T5Config(**(settings | changes))
 
 

@@ -18,9 +18,9 @@ import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
-from ftlib.errors import ConfigError
+from ftlib.errors import ConfigError, DataError
 
 __all__ = [
     "FILTERS",
@@ -35,6 +35,7 @@ __all__ = [
     "Soft",
     "Special",
     "Words",
+    "missing_column",
     "parse",
 ]
 
@@ -262,3 +263,12 @@ def _count(text: str, at: int, bare: str) -> int:
 def _error(text: str, at: int, expected: str, fix: str) -> ConfigError:
     shown = text[max(0, at - 20) : at + 20]
     return ConfigError(f"template, column {at + 1}: {expected}, near {shown!r}; {fix}.")
+
+
+def missing_column(row: Mapping[str, Any], name: str) -> DataError:
+    """The error of a row that lacks a column which a template names."""
+    return DataError(
+        f"expected a column {name!r}, found {sorted(row)}. Map it, or change the template.",
+        code="missing_column",
+        column=name,
+    )

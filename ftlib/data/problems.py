@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ftlib.errors import DataError
 
-__all__ = ["SHOWN", "InputNotFoundError", "describe", "gathered"]
+__all__ = ["REJECTED", "SHOWN", "InputNotFoundError", "describe", "gathered", "rejected_entry"]
+
+REJECTED = ("file", "row", "column", "code", "reason", "content")  # keys of a row in a file of rejects
 
 SHOWN = 20  # row errors printed in full; the rest are counted
 EXCERPT = 80  # characters of a value quoted in a message
@@ -46,3 +49,10 @@ def gathered(problems: Sequence[DataError]) -> DataError:
     return DataError(
         "\n".join(lines), **{**first.fields, "code": first.code if len(codes) == 1 else "bad_row"}
     )
+
+
+def rejected_entry(error: DataError, content: Any) -> dict[str, Any]:
+    """A bad row for a file of rejects: where it stands, what is wrong with it, and the row itself."""
+    values = (error.file, error.row, error.column, error.code, error.message, content)
+    sheet = {} if error.sheet is None else {"sheet": error.sheet}
+    return {**dict(zip(REJECTED, values, strict=True)), **sheet}

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ftlib.adapters.attach import AnyModel
-from ftlib.batches import Mean, Rollout, Sampling
+from ftlib.batches import Mean, Rollout
 from ftlib.data.encode import Encoder
 from ftlib.engine.determinism import forked_rng, modes
 from ftlib.engine.engine import Engine, StepResult, Stopped
@@ -38,13 +38,19 @@ from ftlib.objectives.ppo import Prepared
 from ftlib.objectives.rollout_rows import Example, examples, ptx_row
 from ftlib.objectives.rollout_scoring import read_rollouts
 from ftlib.rollouts import Collected, Sampler, TransformersSampler
-from ftlib.rollouts.rewards import Asking, Reward
+from ftlib.rollouts.rewards import Reward
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
 from ftlib.trainers.ppo_critic import CriticKind, OwnCritic, make_critic, value_head_of, value_rate
 from ftlib.trainers.ppo_given import given_rollouts, mean_reward
 from ftlib.trainers.ppo_health import Health, agreement_of
-from ftlib.trainers.ppo_inputs import AnyReward, encode_prompts, ids_of, resolve_reward
+from ftlib.trainers.ppo_inputs import (
+    AnyReward,
+    asking_of,
+    encode_prompts,
+    resolve_reward,
+    sampling_of,
+)
 from ftlib.trainers.ppo_metrics import derived, merged, on_cpu, speed
 from ftlib.trainers.ppo_objective import SHARED, check_objective
 from ftlib.trainers.ppo_phase import collect_on_ranks
@@ -203,26 +209,13 @@ class PPOTrainer(Trainer):
         )
         self.moments = RunningMoments()
         self.health = Health(config)
-        self.sampling = self._sampling()
+        self.sampling = sampling_of(config, self.model, self.tokenizer)
         return engine
 
     def _poll(self) -> None:
         """A stop may cut a rollout, of which nothing stays; never an update, which is all or nothing."""
         if self.engine.accelerator.num_processes == 1 and self._stops.asked:
             raise Stopped
-
-    def _sampling(self) -> Sampling:
-        config, given = self.config, self.config.stop
-        known = ids_of(self.model, self.tokenizer) if given is None else given
-        return Sampling(
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            max_new_tokens=config.max_new_tokens,
-            stop_ids=tuple(stop for stop in known if isinstance(stop, int)),
-            n=config.samples_per_prompt,
-            stop_strings=tuple(stop for stop in known if isinstance(stop, str)),
-        )
 
     def stateful_parts(self) -> Mapping[str, Stateful]:
         """Reference, critic, controller, running moments, and what the warnings compare with."""
@@ -340,22 +333,12 @@ class PPOTrainer(Trainer):
             decode=self._decode(),
             seed=self.config.seed,
             iteration=iteration,
-            asking=self._asking(),
+            asking=asking_of(self.config),
         )
 
     def _decode(self) -> Callable[[Sequence[int]], str] | None:
         tokenizer = self.tokenizer
         return None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids)))
-
-    def _asking(self) -> Asking:
-        config = self.config
-        return Asking(
-            retries=config.reward_retries,
-            timeout=config.reward_timeout,
-            on_error=config.reward_on_error,
-            batch_size=config.reward_batch_size,
-            max_drop_frac=config.max_drop_frac,
-        )
 
     def _read(self, rollouts: Sequence[Rollout]) -> tuple[list[Rollout], Mean]:
         if not rollouts:

@@ -1,4 +1,4 @@
-"""What a PPO trainer is given, turned into what it works with: prompts, stop ids, a reward function."""
+"""What a PPO trainer is given, turned into what it works with: prompts, sampling, a reward function."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel, load_adapter
+from ftlib.batches import Sampling
 from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
+from ftlib.engine.ppo_config import PPOConfig
 from ftlib.errors import ConfigError, DataError
 from ftlib.models.heads import as_reward_model
 from ftlib.models.parts import inner_model
 from ftlib.models.sharing import on_same_base, shared_with
-from ftlib.rollouts.rewards import Reward, reward_model
+from ftlib.rollouts.rewards import Asking, Reward, reward_model
 
-__all__ = ["AnyReward", "encode_prompts", "ids_of", "resolve_reward"]
+__all__ = ["AnyReward", "asking_of", "encode_prompts", "ids_of", "resolve_reward", "sampling_of"]
 
 AnyReward = Reward | nn.Module | str | Path
 
@@ -91,6 +93,31 @@ def ids_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> tuple
     listed: Sequence[int] = [] if named is None else [named] if isinstance(named, int) else list(named)
     own = [] if tokenizer is None or tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     return tuple(sorted({*listed, *own}))
+
+
+def sampling_of(config: PPOConfig, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Sampling:
+    """How the settings draw completions; where they name no end, those of tokenizer and model."""
+    known = ids_of(model, tokenizer) if config.stop is None else config.stop
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        max_new_tokens=config.max_new_tokens,
+        stop_ids=tuple(stop for stop in known if isinstance(stop, int)),
+        n=config.samples_per_prompt,
+        stop_strings=tuple(stop for stop in known if isinstance(stop, str)),
+    )
+
+
+def asking_of(config: PPOConfig) -> Asking:
+    """How the settings ask for rewards."""
+    return Asking(
+        retries=config.reward_retries,
+        timeout=config.reward_timeout,
+        on_error=config.reward_on_error,
+        batch_size=config.reward_batch_size,
+        max_drop_frac=config.max_drop_frac,
+    )
 
 
 def resolve_reward(

@@ -28,20 +28,10 @@ from ftlib.objectives import SFT
 from ftlib.rollouts import TransformersSampler
 from tests.models_zoo import PAD, VOCAB, tiny_model
 from tests.packed import random_batch, random_groups
-from tests.seq2seq import SHAPES, START, own_states, t5_config, t5_model, t5_tokenizer
+from tests.seq2seq import SHAPES, SMALL, START, own_states, t5_config, t5_model, t5_tokenizer
 
 GROUPS, BATCH = random_groups(SHAPES), random_batch(SHAPES)
 SINGLE = tuple((prompt, lengths[:1]) for prompt, lengths in SHAPES)
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 64,
-    "num_layers": 2,
-    "num_heads": 4,
-    "dropout_rate": 0.0,
-    "decoder_start_token_id": START,
-}
 BART: dict[str, Any] = {
     "vocab_size": VOCAB,
     "d_model": 32,

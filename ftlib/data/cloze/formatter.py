@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlib.data.cloze.check import check_words, word_ids
 from ftlib.data.cloze.verbalizers import Generation, Soft, Verbalizer
-from ftlib.data.pattern import Column, Mask, Options, Pattern, Slot, Special, Words
+from ftlib.data.pattern import Column, Mask, Options, Pattern, Slot, Special, Words, missing_column
 from ftlib.data.pattern import Soft as SoftSlot
 from ftlib.data.segments import Answers, Row, Segment, Segments
 from ftlib.data.tokens import TokenBackend
@@ -248,9 +248,5 @@ def _counted(slot: Slot, tokenizer: PreTrainedTokenizerBase) -> Slot:
 def _value(row: Row, name: str) -> Any:
     value = row.get(name)
     if value is None:
-        raise DataError(
-            f"expected a column {name!r}, found {sorted(row)}. Map it, or change the template.",
-            code="missing_column",
-            column=name,
-        )
+        raise missing_column(row, name)
     return value

@@ -12,7 +12,18 @@ from typing import Any, final
 from ftlib.data.instructions.choice import draw, row_id
 from ftlib.data.instructions.layout import Instructed, prompt_text
 from ftlib.data.instructions.task import column, is_task, read_task
-from ftlib.data.pattern import Column, Mask, Options, OptionStyle, Pattern, Soft, Special, Words, parse
+from ftlib.data.pattern import (
+    Column,
+    Mask,
+    Options,
+    OptionStyle,
+    Pattern,
+    Soft,
+    Special,
+    Words,
+    missing_column,
+    parse,
+)
 from ftlib.data.segments import Row, Segment
 from ftlib.errors import ConfigError, DataError
 
@@ -145,11 +156,7 @@ class Worded:
         if value is None and name in ("input", "context", "system"):
             return ""  # what a row may lack
         if value is None:
-            raise DataError(
-                f"expected a column {name!r}, found {sorted(row)}. Map it, or change the template.",
-                code="missing_column",
-                column=name,
-            )
+            raise missing_column(row, name)
         return value
 
 

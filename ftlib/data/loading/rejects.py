@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ftlib.data.problems import gathered
+from ftlib.data.problems import REJECTED, gathered, rejected_entry
 from ftlib.data.reading import Located
 from ftlib.errors import DataError
 
@@ -15,7 +15,6 @@ __all__ = ["OnError", "Rejects", "check_share", "write_rejected"]
 
 OnError = Literal["raise", "skip"]
 Rejects = Sequence[tuple[Located, DataError]]
-_KEYS = ("file", "row", "column", "code", "reason", "content")
 
 
 def check_share(problems: Sequence[DataError], rows: int, max_bad: float | None) -> None:
@@ -45,18 +44,16 @@ def write_rejected(rejects: Rejects, source: Path) -> Path:
     while path.exists() and not _is_ours(path):
         path = source.with_name(f"{stem}_rejected ({k}).jsonl")
         k += 1
-    lines = [json.dumps(_entry(located, error), default=str) for located, error in rejects]
+    entries = [rejected_entry(error, _content(located)) for located, error in rejects]
+    lines = [json.dumps(entry, default=str) for entry in entries]
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     partial.replace(path)
     return path
 
 
-def _entry(located: Located, error: DataError) -> dict[str, Any]:
-    content = located.raw if isinstance(located.value, DataError) else located.value
-    sheet = {} if error.sheet is None else {"sheet": error.sheet}
-    values = (error.file, error.row, error.column, error.code, error.message, content)
-    return {**dict(zip(_KEYS, values, strict=True)), **sheet}
+def _content(located: Located) -> Any:
+    return located.raw if isinstance(located.value, DataError) else located.value
 
 
 def _is_ours(path: Path) -> bool:
@@ -66,4 +63,4 @@ def _is_ours(path: Path) -> bool:
         entry = json.loads(first)
     except ValueError:
         return not first
-    return isinstance(entry, dict) and set(_KEYS) <= set(entry)
+    return isinstance(entry, dict) and set(REJECTED) <= set(entry)

@@ -9,17 +9,6 @@ from typing import Any, Literal
 
 from ftlib.data.formats import RULES, FormatOptions, Rule
 from ftlib.data.formats.chats import MESSAGES, QUESTIONS
-from ftlib.data.formats.comparisons import (
-    ARGILLA,
-    DIALOGUES,
-    JUDGED,
-    OPENAI,
-    PREFERENCE,
-    RANKED,
-    REJECTED_ANSWER,
-    STACK_EXCHANGE,
-    TURNS,
-)
 from ftlib.data.formats.completions import PROMPT_COMPLETION
 from ftlib.data.formats.judgements import KTO, KTO_MESSAGES
 from ftlib.data.messages import is_message_list
@@ -40,9 +29,7 @@ _OTHER_NAMES = {
 
 
 _MESSAGES = (MESSAGES, QUESTIONS, KTO_MESSAGES, PROMPT_COMPLETION)
-_PREFERENCES = (
-    KTO, OPENAI, PREFERENCE, TURNS, DIALOGUES, REJECTED_ANSWER, ARGILLA, STACK_EXCHANGE, JUDGED, RANKED
-)  # fmt: skip
+_PREFERENCES = (KTO, *(rule for rule in RULES if {"chosen", "answers"} & set(rule.columns)))
 
 
 def role_of(name: str) -> str | None:

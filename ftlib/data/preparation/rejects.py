@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import final
 
-from ftlib.data.problems import gathered
+from ftlib.data.problems import gathered, rejected_entry
 from ftlib.errors import DataError
 
 __all__ = ["Rejects"]
@@ -44,16 +44,8 @@ class Rejects:
             return
         if len(self.rows) < 20:
             self.rows.append((error.row or 0) if error.sheet is None else f"{error.sheet}!{error.row}")
-        entry = {
-            "file": error.file,
-            "row": error.row,
-            "column": error.column,
-            "code": error.code,
-            "reason": error.message,
-            "raw": raw,
-        }
         with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(json.dumps(entry, ensure_ascii=True) + "\n")
+            file.write(json.dumps(rejected_entry(error, raw)) + "\n")
 
     def check(self) -> None:
         """Raise all problems as one.

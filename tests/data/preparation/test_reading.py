@@ -274,7 +274,7 @@ def test_bad_rows_can_be_set_aside_verbatim(tmp_path):
     assert [row["prompt"] for row in run.records] == ["a ->", "c ->", "e ->"]
     assert run.report["rejected"] == {"count": 1, "rows": [3], "file": "d_rejected.jsonl"}
     (entry,) = map(json.loads, run.files["d_rejected.jsonl"].splitlines())
-    assert (entry["row"], entry["code"], entry["raw"]) == (3, "bad_row", '{"prompt": "cut')
+    assert (entry["row"], entry["code"], entry["content"]) == (3, "bad_row", '{"prompt": "cut')
     assert run.unaccounted() == 0
 
 
