@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,7 +41,11 @@ _SWITCHED_OFF = {  # the request that an event answers
     "on_save": ("should_save",),
     "on_log": ("should_log",),
 }
-_LOWER_IS_BETTER = ("loss", "perplexity", "error_rate", "brier")
+# By the end of their names: losses with the terms that objectives make of them, errors, and counts of faults.
+_LOWER_IS_BETTER = (
+    *("loss", "nll", "dpo", "bradley_terry", "cross_entropy", "mlm"),
+    *("perplexity", "error", "error_rate", "brier", "kl", "tie_rate", "dropped"),
+)
 # TrainingArguments' name -> ours, where a value passes as it is
 _SAME_VALUE = {
     "num_train_epochs": "epochs",
@@ -207,8 +212,15 @@ def _hears(callback: TrainerCallback, event: str) -> bool:
 
 
 def greater_is_better(metric: str) -> bool:
-    """Whether a metric of this name is to grow; losses, perplexities and error rates are to shrink."""
-    return not metric.endswith(_LOWER_IS_BETTER)
+    """Whether a metric of this name is to grow; losses and their terms, errors and divergences are to shrink.
+
+    Example:
+        >>> greater_is_better("eval_accuracy"), greater_is_better("eval_calibration_error")
+        (True, False)
+    """
+    name = metric.removeprefix("eval_")
+    without_place = re.sub(r"_\d+$", "", name)  # of a member of `objectives.weighted`: "dpo_2"
+    return not (name.startswith("loss_") or without_place.endswith(_LOWER_IS_BETTER))
 
 
 def update_best(args: TrainingArguments, state: TrainerState, metrics: Mapping[str, float]) -> bool:

@@ -74,6 +74,7 @@ class TrainConfig:
         save_steps: optimiser steps between checkpoints; None saves at the end only.
         keep_checkpoints: how many of the newest stay.
         metric_for_best: evaluation metric, e.g. "loss"; decides the best checkpoint and early stopping.
+            Losses, errors and divergences are to shrink, all others to grow.
         load_best: give the model the weights of the best evaluation when training ends.
         run_name: for trackers.
         report_to: names of trackers: "trackio", "wandb", "mlflow", "tensorboard", ...

@@ -332,10 +332,25 @@ def test_metric_that_is_not_there_is_refused_with_the_nearest():
         update_best(args, TrainerState(), {"eval_loss": 1.0})
 
 
-def test_direction_follows_the_metrics_name():
-    assert not greater_is_better("eval_loss")
-    assert not greater_is_better("eval_perplexity")
-    assert greater_is_better("eval_accuracy")
+@pytest.mark.parametrize(
+    "metric",
+    [
+        *("loss", "perplexity", "log_loss", "loss_weighted_nll", "loss_2", "nll", "dpo", "dpo_2"),
+        *("bradley_terry", "cross_entropy", "binary_cross_entropy", "mlm"),
+        *("calibration_error", "helpful.jsonl/calibration_error", "tie_rate", "kl", "dropped"),
+    ],
+)
+def test_losses_errors_and_divergences_are_to_shrink(metric):
+    assert not greater_is_better(metric)
+    assert not greater_is_better(f"eval_{metric}")
+
+
+@pytest.mark.parametrize(
+    "metric", ["accuracy", "margin", "reward", "f1_macro", "auroc", "longer_wins_accuracy"]
+)
+def test_scores_are_to_grow(metric):
+    assert greater_is_better(metric)
+    assert greater_is_better(f"eval_{metric}")
 
 
 # --- TrainingArguments -----------------------------------------------------------------------------
