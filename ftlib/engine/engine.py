@@ -232,6 +232,7 @@ class Engine:
     def _step(self, examples: Sequence[Example] | PackedBatch) -> StepResult:
         # 1. deal to ranks, pack, lay flat
         self._clear_gradients()
+        self.masters.follow()
         self.scorer.train()
         batches = self._micro_batches(examples)
         # 2. denominators of the whole step

@@ -39,6 +39,7 @@ class Masters:
             for name, master in self.named.items()
             if master is not self.weights[name]
         ]
+        self._published = self._versions()
 
     @property
     def separate(self) -> bool:
@@ -59,6 +60,19 @@ class Masters:
         """Round the masters into the weights the model computes with."""
         for weight, master in self._narrow:
             weight.copy_(master)
+        self._published = self._versions()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Take over what others wrote into the weights since `publish`: another trainer, for one."""
+        for (weight, master), version in zip(self._narrow, self._published, strict=True):
+            if weight._version != version and not torch.equal(weight, master.to(weight.dtype)):
+                master.copy_(weight)
+        self._published = self._versions()
+
+    def _versions(self) -> list[int]:
+        """How often each weight with a master of its own was written to."""
+        return [weight._version for weight, _ in self._narrow]
 
     def copies(self) -> dict[str, Tensor]:
         """The masters' present values, by name."""

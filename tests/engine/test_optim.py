@@ -9,6 +9,7 @@ from torch import nn
 from ftlib.engine import TrainConfig
 from ftlib.engine.optim import Masters, make_optimizer, make_schedule
 from ftlib.errors import ConfigError
+from tests.models_zoo import tiny_model
 from tests.trainers.tiny import rows, sft
 
 RATE, STEPS = 1.0, 10
@@ -128,3 +129,35 @@ def test_loading_sets_masters_and_weights():
     masters.load({"w": torch.tensor([1 + 2**-10])})
     assert masters.copies()["w"].item() == 1 + 2**-10
     assert weight.item() == 1
+
+
+def test_masters_follow_weights_that_others_wrote():
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+    masters = Masters({"w": weight})
+    with torch.no_grad():
+        weight.fill_(2.0)
+    masters.follow()
+    masters.publish()
+    assert weight.item() == masters.copies()["w"].item() == 2
+
+
+def test_masters_keep_what_bfloat16_cannot_where_a_weight_was_written_as_it_was():
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+    masters = Masters({"w": weight})
+    masters.load({"w": torch.tensor([1 + 2**-10])})
+    with torch.no_grad():
+        weight.copy_(weight.clone())
+    masters.follow()
+    assert masters.copies()["w"].item() == 1 + 2**-10
+
+
+def test_two_trainers_of_one_bfloat16_model_do_not_undo_each_other():
+    model = tiny_model("llama")
+    still = sft(adapter="full", model=model, dtype=torch.bfloat16, learning_rate=0.0)
+    still.step(rows(2))
+    moving = sft(adapter="full", model=model, dtype=torch.bfloat16, learning_rate=0.1)
+    moving.step(rows(2))
+    moved = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    still.step(rows(2))
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, moved[name]), name
