@@ -170,7 +170,12 @@ def _loaded(source: Source, request: _Request) -> Dataset:
     good = [row for row in located if isinstance(row.value, dict)]
     if not good:
         raise _unreadable(located, request, source)
-    convert = request.converter(looked_at(good), source)
+    try:
+        convert = request.converter(looked_at(good), source)
+    except DataError as error:  # rows that cannot be read may be what is wrong
+        raise gathered(
+            [*(row.value for row in located if isinstance(row.value, DataError)), error]
+        ) from error
     rule = convert.choice.rule
     if rule is not None and rule.gather is not None:
         made = rule.gather([_renamed(row, request.columns) for row in located], request.options)

@@ -148,6 +148,12 @@ def test_an_unknown_format_names_the_keys_and_the_nearest_rule():
         load_records(rows)
 
 
+def test_rows_that_cannot_be_read_are_named_beside_an_unknown_format(tmp_path):
+    path = jsonl(tmp_path / "faq.jsonl", ['{"one": "a"}', '{"prompt": "a", ', '{"two": "b"}'])
+    with pytest.raises(DataError, match=r"(?s)faq\.jsonl:2:.*found the keys \['one', 'two'\]"):
+        load_records(path)
+
+
 # --- bad rows ---
 
 
