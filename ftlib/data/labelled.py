@@ -130,6 +130,7 @@ class LabelledEncoder:
         self.report = Report()
         self._backend = TokenBackend(tokenizer)
         self._tokenizer = self._backend.tokenizer
+        self._tokenizer.truncation_side = "right"
         special = self._tokenizer.num_special_tokens_to_add
         self._pairs = special(pair=True) > special(pair=False)
 

@@ -66,6 +66,15 @@ def test_the_tokenizer_is_left_alone():
     assert len({row["length"] for row in rows}) > 1
 
 
+def test_rows_are_cut_from_the_right_whatever_the_tokenizers_own_side():
+    tokenizer = encoder_tokenizer()
+    right = LabelledEncoder(tokenizer, max_length=5, overflow="truncate")([{"text": TEXTS[0]}])
+    tokenizer.truncation_side = "left"
+    left = LabelledEncoder(tokenizer, max_length=5, overflow="truncate")([{"text": TEXTS[0]}])
+    assert ids(left[0]) == ids(right[0])
+    assert tokenizer.truncation_side == "left"
+
+
 @pytest.mark.parametrize("kind", ["list", "frame", "dataset", "jsonl", "csv"])
 def test_rows_come_from_anywhere(kind, tmp_path):
     frame = pd.DataFrame(ROWS)
