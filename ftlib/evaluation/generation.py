@@ -28,6 +28,7 @@ from ftlib.models.virtual import LeftPadded, virtual_tokens
 
 __all__ = ["decode", "generate"]
 
+_NO_STOP = [2**31 - 1]  # an id of no vocabulary; None would stand for the model's own
 # Settings with an argument of their own here, or that change what is returned.
 _OWNED = {
     "bos_token_id": "prompts hold their own ids",
@@ -170,7 +171,7 @@ def _settings(
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=do_sample,
-        eos_token_id=list(stop_ids) or None,
+        eos_token_id=list(stop_ids) or _NO_STOP,
         pad_token_id=pad if pad is not None else next(iter(stop_ids), 0),  # masked, so any id would do
         num_return_sequences=1,
         return_dict_in_generate=False,

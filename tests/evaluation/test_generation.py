@@ -65,6 +65,13 @@ def test_a_pad_token_equal_to_a_stop_token_changes_nothing():
     ]
 
 
+def test_without_stop_ids_not_even_the_models_own_ends_a_completion():
+    model = tiny_model()
+    [expected] = [greedy_by_hand(model, PROMPTS[0], [])]
+    model.generation_config.eos_token_id = expected[1]
+    assert generate(model, None, PROMPTS[:1], stop_ids=[], max_new_tokens=NEW) == [expected]
+
+
 def test_without_stop_ids_every_completion_has_full_length():
     got = generate(tiny_model(), None, PROMPTS, stop_ids=[], max_new_tokens=NEW)
     assert [len(row) for row in got] == [NEW] * len(PROMPTS)
