@@ -6,6 +6,7 @@ A subclass says what is minimised and how records become examples:
 |---|---|---|
 | the loss | `default_objective` | none: abstract |
 | the kind of model that a name loads | `task` | a causal language model |
+| the kind of its settings | `settings` | `TrainConfig` |
 | the model trained, of one that is loaded | `prepare_model` | as it is |
 | what an objective needs of that model | `prepare_objective` | nothing |
 | the encoding of records | `default_encoder` | `Encoder(tokenizer)`, for the model's task |
@@ -50,6 +51,7 @@ from ftlib.trainers.fit import planned_rate, require_fit
 from ftlib.trainers.identity import identity
 from ftlib.trainers.inputs import AnyAdapter, check_encoder, resolve_model
 from ftlib.trainers.observers import dispatcher, progress_display
+from ftlib.trainers.options import checked_settings
 from ftlib.trainers.result import TrainResult, result_of
 from ftlib.trainers.snapshot import Boundary, Stateful
 from ftlib.trainers.stops import Stops
@@ -94,7 +96,7 @@ class Trainer(Boundaries):
         encoder: Encoder | None = None,
     ) -> None:
         # 1. what is trained, and on what
-        self.config = config or TrainConfig()
+        self.config = checked_settings(config, self.settings, type(self).__name__)
         self.model, self.tokenizer = resolve_model(
             model, tokenizer, adapter, task=self.task, prepare=self.prepare_model
         )
@@ -146,6 +148,7 @@ class Trainer(Boundaries):
     # -- what a subclass says ------------------------------------------------------------------
 
     task: ClassVar[str] = "causal_lm"  # of `ftlib.load`, for a model given by name
+    settings: ClassVar[type[TrainConfig]] = TrainConfig  # what `config` is
 
     def default_objective(self) -> Objective:
         """What is minimised when the caller gives no objective."""

@@ -1,14 +1,38 @@
-"""Options of a trainer that belong to its own objective."""
+"""Options of a trainer that belong to its own objective, and settings that belong to its own kind."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from ftlib.engine.config import TrainConfig
+from ftlib.engine.ppo_config import PPOConfig
 from ftlib.errors import ConfigError
 from ftlib.objectives import Objective
 
-__all__ = ["refuse_without_effect"]
+__all__ = ["checked_settings", "refuse_without_effect"]
+
+Settings = TypeVar("Settings", bound=TrainConfig)
+
+
+def checked_settings(config: Settings | None, kind: type[Settings], trainer: str) -> Settings:
+    """The settings of a run; for None the defaults of their kind.
+
+    Args:
+        config: the caller's, or None.
+        kind: that the trainer reads.
+        trainer: its name, for the message.
+
+    Raises:
+        ConfigError: settings of another kind, of which some would be ignored or missing.
+    """
+    made = kind() if config is None else config
+    if not isinstance(made, kind) or isinstance(made, PPOConfig) is not (kind is PPOConfig):
+        raise ConfigError(
+            f"{trainer}: expected config as a {kind.__name__}, got {type(made).__name__}. Give "
+            f"config=ftlib.{kind.__name__}(...)."
+        )
+    return made
 
 
 def refuse_without_effect(objective: Objective | None, options: Mapping[str, tuple[Any, Any]]) -> None:

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from ftlib.adapters.attach import AnyModel
 from ftlib.batches import Mean, Rollout
 from ftlib.data.encode import Encoder
+from ftlib.engine.config import TrainConfig
 from ftlib.engine.determinism import forked_rng, modes
 from ftlib.engine.engine import Engine, StepResult, Stopped
 from ftlib.engine.ppo_config import PPOConfig
@@ -41,6 +42,7 @@ from ftlib.rollouts import Collected, Sampler, TransformersSampler
 from ftlib.rollouts.rewards import Reward
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
+from ftlib.trainers.options import checked_settings
 from ftlib.trainers.ppo_critic import CriticKind, OwnCritic, make_critic, value_head_of, value_rate
 from ftlib.trainers.ppo_given import given_rollouts, mean_reward
 from ftlib.trainers.ppo_health import Health, agreement_of
@@ -100,6 +102,7 @@ class PPOTrainer(Trainer):
     """
 
     config: PPOConfig
+    settings: ClassVar[type[TrainConfig]] = PPOConfig
     no_predictions: ClassVar[str] = "expected a trainer of examples, got PPO. Use rollout(prompts)."
 
     def __init__(
@@ -120,9 +123,7 @@ class PPOTrainer(Trainer):
         objective: PPO | None = None,
         ptx_dataset: Any = None,
     ) -> None:
-        settings = config or PPOConfig()
-        if not isinstance(settings, PPOConfig):
-            raise ConfigError(f"PPOTrainer: expected a PPOConfig, got {type(settings).__name__}.")
+        settings = checked_settings(config, PPOConfig, "PPOTrainer")
         check_objective(objective, settings)
         if (ptx_dataset is None) != (settings.ptx_coef == 0):
             raise ConfigError("PPOTrainer: ptx_dataset and PPOConfig.ptx_coef need each other. Give both.")

@@ -177,6 +177,10 @@ class RewardTrainer(Trainer):
 
     def _scores(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float]:
         """As the head gives them."""
+        if isinstance(prompts, str) or isinstance(completions, str):
+            raise DataError(
+                "score: expected lists of prompts and completions, got a string. Put it into a list."
+            )
         if len(prompts) != len(completions) or not prompts:
             raise DataError(
                 f"score: expected completions, one per prompt, got {len(prompts)} prompts and "

@@ -130,9 +130,14 @@ class TrainedModel:
 
         Raises:
             CapabilityError: what is trained writes no text.
+            ConfigError: one string, of which each letter would be a prompt; or an unknown option.
         """
         if self.no_generation is not None:
             raise CapabilityError(f"generate: {self.no_generation}")
+        if isinstance(prompts, str):
+            raise ConfigError(
+                f"generate: expected a list of prompts, got the string {prompts!r:.60}. Put it into a list."
+            )
         tokenizer = self._needed_tokenizer()
         encoded = [self.encoder.encode_prompt(prompt) for prompt in prompts]
         stops = self.encoder.stop_ids

@@ -216,6 +216,11 @@ def test_score_is_what_predict_says_of_the_pair(tokenizer: Any) -> None:
     )
 
 
+def test_one_string_is_no_list_of_prompts_to_score(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"got a string\. Put it into a list"):
+        from_records(tokenizer).score("yes", "no!")
+
+
 def test_score_lays_out_prompts_as_the_data_were(tokenizer: Any) -> None:
     """The trainer's own encoder, not the default one, also of messages."""
     base = formatters.prompt_completion(separator=" => ")

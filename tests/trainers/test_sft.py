@@ -12,7 +12,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ftlib.adapters import lora
 from ftlib.data import Encoder, collate, formatters
-from ftlib.engine import TrainConfig
+from ftlib.engine import PPOConfig, TrainConfig
 from ftlib.errors import ConfigError, DataError
 from ftlib.trainers import SFTTrainer
 from tests.data.tokenizers_zoo import tiny as tiny_tokenizer
@@ -297,6 +297,17 @@ def test_generate_completes_prompts_with_the_trained_model(tokenizer):
     trainer.train()
     answers = trainer.generate([row["prompt"] for row in RECORDS[:3]], max_new_tokens=16)
     assert answers == [row["completion"] for row in RECORDS[:3]]
+
+
+def test_one_string_is_no_list_of_prompts(tokenizer):
+    with pytest.raises(ConfigError, match=r"list of prompts, got the string 'yes'"):
+        from_records(tokenizer).generate("yes")
+
+
+@pytest.mark.parametrize("config", [PPOConfig(), {"max_steps": 2}], ids=["PPOConfig", "dict"])
+def test_settings_of_another_kind_are_refused(tokenizer, config):
+    with pytest.raises(ConfigError, match=rf"expected config as a TrainConfig, got {type(config).__name__}"):
+        SFTTrainer(tiny_model("llama"), RECORDS, tokenizer=tokenizer, adapter=lora(4), config=config)
 
 
 def test_what_is_saved_loads_in_plain_peft(tmp_path, tokenizer):
