@@ -288,10 +288,12 @@ class PPOTrainer(Trainer):
 
         Args:
             queries: prompts: strings, token ids or tensors.
-            responses: completions: strings, token ids or tensors, with the stop token if it was drawn.
+            responses: completions: strings, token ids or tensors, without padding, with the stop token if
+                it was drawn.
             rewards: a number each, token rewards, a `RewardOut`, or None to leave the row out.
             masks: bool per response token, False where the policy did not sample; None is all True.
-            finished: whether each ended by itself; None reads it from the last sampled token.
+            finished: whether each ended by itself; None reads it from the last sampled token and the stop
+                strings.
             logprobs: of the distribution that was sampled; needed with top-p or top-k.
         """
         made = given_rollouts(
@@ -304,6 +306,7 @@ class PPOTrainer(Trainer):
             sampling=self.sampling,
             query_ids=lambda text: list(self.encoder.encode_prompt(text)),
             response_ids=lambda text: self._needed_tokenizer().encode(text, add_special_tokens=False),
+            decode=self._decode() if self.sampling.stop_strings else None,
         )
         dropped, rows = float(len(queries) - len(made)), float(len(queries))
         self._rollout_metrics = {"dropped": Mean(torch.tensor(dropped), torch.tensor(rows))}

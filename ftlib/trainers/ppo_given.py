@@ -29,6 +29,7 @@ def given_rollouts(
     sampling: Sampling,
     query_ids: Callable[[str], Sequence[int]],
     response_ids: Callable[[str], Sequence[int]],
+    decode: Callable[[Sequence[int]], str] | None = None,
 ) -> list[Rollout]:
     """One rollout per row that has a reward; see `PPOTrainer.step`.
 
@@ -39,12 +40,14 @@ def given_rollouts(
         masks: one per row, or None.
         finished: likewise.
         logprobs: likewise.
-        sampling: how the responses were drawn; its stop ids tell which of them ended.
+        sampling: how the responses were drawn; its stop ids and strings tell which of them ended.
         query_ids: encodes a query that is a string.
         response_ids: likewise.
+        decode: ids to text, to find stop strings in responses that are ids.
 
     Raises:
-        ShapeError: arguments of different lengths, token rewards that are not [L], or an empty response.
+        ShapeError: arguments of different lengths, token rewards that are not [L], an empty response, or
+            one that goes on after its stop token.
         DataError: an item that is no reward.
         NonFiniteError: rewards that are NaN or infinite.
     """
@@ -61,11 +64,21 @@ def given_rollouts(
     for row, (query, response, reward) in enumerate(zip(queries, responses, rewards, strict=True)):
         completion_ids = _ids(response, response_ids)
         mask_L = torch.ones_like(completion_ids) if masks is None else torch.as_tensor(masks[row])
+        _check_end(completion_ids, mask_L.bool(), sampling, row)
         item = torch.tensor(reward) if isinstance(reward, list | tuple) else reward
         value = value_of(item, len(completion_ids), row)
         if value is None:
             continue
-        ended = _ended(completion_ids, mask_L.bool(), sampling) if finished is None else bool(finished[row])
+        text = (
+            response
+            if isinstance(response, str)
+            else None
+            if decode is None
+            else decode(completion_ids.tolist())
+        )
+        ended = (
+            _ended(completion_ids, mask_L.bool(), text, sampling) if finished is None else bool(finished[row])
+        )
         made.append(
             Rollout(
                 _ids(query, query_ids),
@@ -98,7 +111,23 @@ def _ids(given: Any, encode: Callable[[str], Sequence[int]]) -> Tensor:
     return torch.as_tensor(encode(given) if isinstance(given, str) else given).to("cpu", torch.int64)
 
 
-def _ended(ids_L: Tensor, mask_L: Tensor, sampling: Sampling) -> bool:
-    """Whether the last sampled token ends a completion; a row without one is refused by `Rollout`."""
+def _ended(ids_L: Tensor, mask_L: Tensor, text: str | None, sampling: Sampling) -> bool:
+    """Whether the last sampled token, or the text, ends a completion; `Rollout` refuses a row without one."""
     sampled = ids_L[mask_L].tolist() if mask_L.shape == ids_L.shape else []
-    return not sampling.can_stop or any(token in sampling.stop_ids for token in sampled[-1:])
+    stopped = any(token in sampling.stop_ids for token in sampled[-1:])
+    return not sampling.can_stop or stopped or (text or "").endswith(tuple(sampling.stop_strings))
+
+
+def _check_end(ids_L: Tensor, mask_L: Tensor, sampling: Sampling, row: int) -> None:
+    """Nothing is sampled right after a stop token: what stands there is padding, and would be trained on."""
+    if mask_L.shape != ids_L.shape:  # refused by `Rollout`
+        return
+    stops_L = mask_L & torch.isin(ids_L, ids_L.new_tensor(sampling.stop_ids))
+    more = (stops_L[:-1] & mask_L[1:]).nonzero()
+    if len(more):
+        first = int(more[0])
+        raise ShapeError(
+            f"step: expected response {row} (counted from 0) to end at its stop token, got "
+            f"{len(ids_L) - first - 1} tokens after it, at place {first}. Cut padding off; what follows in a "
+            "further turn, and was not sampled, has masks False."
+        )

@@ -13,6 +13,7 @@ from ftlib.engine import PPOConfig
 from ftlib.errors import DataError, ShapeError
 from ftlib.rollouts.rewards import RewardOut
 from ftlib.trainers import PPOTrainer
+from tests.data.tokenizers_zoo import tiny
 from tests.models_zoo import EOS, tiny_model
 
 PROMPTS = [{"prefix_ids": [4, 5, 6 + index], "source": f"prompt {index}"} for index in range(4)]
@@ -94,3 +95,29 @@ def test_evaluation_draws_the_same_however_far_training_is():
     state = torch.random.get_rng_state()
     assert trainer.evaluate(PROMPTS) == before
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_padding_after_the_stop_token_is_refused_by_row():
+    with pytest.raises(ShapeError, match=r"response 1 \(counted from 0\).*2 tokens after it, at place 1"):
+        ppo().step(QUERIES, [[7, 8], [7, EOS, EOS, EOS]], [1.0, 1.0])
+
+
+def test_a_further_turn_may_follow_a_stop_token_where_it_was_not_sampled():
+    row = ppo().step([[4, 5]], [[7, EOS, 9, 8, EOS]], [1.0], masks=[[True, True, False, True, True]])
+    assert row["finished"] == 1.0
+
+
+@pytest.mark.parametrize(("said", "ended"), [("yes.", 1.0), ("yes", 0.0), (" yes.", 1.0)])
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_a_stop_string_ends_a_response(said, ended, as_ids):
+    tokenizer = tiny()
+    trainer = PPOTrainer(
+        tiny_model("llama", vocab_size=len(tokenizer)),
+        ["Question:"],
+        tokenizer=tokenizer,
+        reward=lambda prompts, completions: [0.0] * len(completions),
+        adapter=lora(4),
+        config=PPOConfig(progress="off", stop=["."], batch_size=1, max_new_tokens=4, critic_warmup=0),
+    )
+    response = tokenizer.encode(said, add_special_tokens=False) if as_ids else said
+    assert trainer.step(["Question:"], [response], [1.0])["finished"] == ended
