@@ -25,6 +25,7 @@ What is due between steps is in `ftlib.trainers.boundaries`; evaluation, predict
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -57,6 +58,8 @@ from ftlib.trainers.snapshot import Boundary, Stateful
 from ftlib.trainers.stops import Stops
 
 __all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(Boundaries):
@@ -222,6 +225,12 @@ class Trainer(Boundaries):
             before = replace(self.boundary.counters)
             with suppress(Stopped):  # a step, or an evaluation, left for the next run
                 self._settle()  # what a stop left owing at this boundary
+                if self._done():
+                    logger.warning(
+                        "train: all %d planned steps are made, and none is left. To train on, make a new "
+                        "trainer of this model.",
+                        self.boundary.counters.step,
+                    )
                 while not self._done() and not self._asked_to_stop():
                     self._train_step()
                     self._settle()
@@ -250,6 +259,13 @@ class Trainer(Boundaries):
         counters.tokens += result.tokens
         counters.examples += examples
         self.boundary.window.add(result)
+        if counters.step == self.steps + 1 and result.learning_rate == 0 < self.learning_rate:
+            logger.warning(
+                "step %d is past the %d that were planned, where the schedule is at 0: nothing is learned. "
+                "For a loop of your own set schedule='constant', or max_steps to as many steps as it makes.",
+                counters.step,
+                self.steps,
+            )
         return {"step": counters.step, **self.shown(step_row(result)), "tokens": counters.tokens}
 
     def _train_step(self) -> None:

@@ -87,6 +87,35 @@ def test_step_counts_steps_and_tokens():
     assert second["tokens"] == sum(row["length"] for row in DATA[:3])
 
 
+def test_a_step_past_the_plan_says_once_that_it_teaches_nothing(caplog):
+    trainer = sft(max_steps=2)
+    for _ in range(2):
+        trainer.step(rows(2))
+    assert "past the 2" not in caplog.text
+    before = trained(trainer)
+    for _ in range(2):
+        trainer.step(rows(2))
+    assert all(torch.equal(before[name], value) for name, value in trained(trainer).items())
+    assert caplog.text.count("past the 2 that were planned") == 1
+
+
+def test_training_again_says_that_nothing_is_left(caplog):
+    trainer = sft(max_steps=2)
+    trainer.train()
+    assert "none is left" not in caplog.text
+    before = trained(trainer)
+    assert trainer.train().metrics["steps"] == 2
+    assert all(torch.equal(before[name], value) for name, value in trained(trainer).items())
+    assert "all 2 planned steps are made, and none is left" in caplog.text
+
+
+def test_a_step_past_the_plan_of_a_constant_schedule_needs_no_telling(caplog):
+    trainer = sft(max_steps=1, schedule="constant")
+    for _ in range(3):
+        trainer.step(rows(2))
+    assert "planned" not in caplog.text
+
+
 def test_training_lowers_the_loss_and_moves_only_what_is_trained():
     trainer = sft(data=DATA[:4], max_steps=30, learning_rate=1e-2, eval_data=DATA[:4])
     base = {n: w.detach().clone() for n, w in trainer.model.named_parameters() if not w.requires_grad}
