@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ftlib import adapters
@@ -19,7 +20,15 @@ from ftlib.models.encoders import first_position
 from ftlib.models.load import AnyAdapter, load
 from ftlib.models.parts import inner_model, language_task
 
-__all__ = ["AnyAdapter", "check_encoder", "context_length", "encode", "is_encoded", "resolve_model"]
+__all__ = [
+    "AnyAdapter",
+    "check_encoder",
+    "context_length",
+    "encode",
+    "is_encoded",
+    "resolve_model",
+    "tokenizer_beside",
+]
 
 SHOWN = 20  # rows named in an error
 
@@ -49,13 +58,20 @@ def resolve_model(
     if isinstance(model, str | Path):
         made, found = load(model, adapter=adapter, task=task)
         return made, tokenizer or found
-    home = inner_model(model).name_or_path
-    if tokenizer is None and home and (Path(home) / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(home)
+    tokenizer = tokenizer_beside(model) if tokenizer is None else tokenizer
     made = prepare(model, tokenizer)
     if adapter is None:
         require_trainable(made)
     return made if adapter is None else adapters.attach(made, adapter, tokenizer=tokenizer), tokenizer
+
+
+def tokenizer_beside(model: nn.Module) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved beside the weights a model was loaded from, if there is one."""
+    home = inner_model(model).name_or_path
+    if not home or not (Path(home) / "tokenizer_config.json").is_file():
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(home)
+    return tokenizer
 
 
 def check_encoder(encoder: Encoder | None, model: AnyModel) -> Encoder | None:

@@ -20,6 +20,7 @@ from ftlib.models.heads import as_reward_model
 from ftlib.models.parts import inner_model
 from ftlib.models.sharing import on_same_base, shared_with
 from ftlib.rollouts.rewards import Asking, Reward, reward_model
+from ftlib.trainers.inputs import tokenizer_beside
 
 __all__ = ["AnyReward", "asking_of", "encode_prompts", "ids_of", "resolve_reward", "sampling_of"]
 
@@ -137,8 +138,8 @@ def resolve_reward(
         trained: the models that the run trains; a reward model must be none of them.
 
     Raises:
-        ConfigError: a model without a tokenizer, one that would be trained, no reward adapter in the
-            folder, or something else altogether.
+        ConfigError: a model without a tokenizer, one that reads other ids or would be trained, no reward
+            adapter in the folder, or something else altogether.
         CapabilityError: a policy whose base cannot be shared, or a language model's adapter.
     """
     if isinstance(reward, str | Path):
@@ -153,12 +154,28 @@ def resolve_reward(
                 f"{len(shared)} weights, {shared[0]} among them. Save its adapter and give the folder, or "
                 "give a copy of the model."
             )
+        _require_same_words(reward, tokenizer)
         return reward_model(reward, tokenizer)
     if not callable(reward):
         raise ConfigError(
             f"PPOTrainer: expected reward as a function, a reward model or a folder, got {reward!r:.80}."
         )
     return reward
+
+
+def _require_same_words(reward: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The ids that the policy writes must be the same tokens to the reward model, as far as can be known."""
+    own = tokenizer_beside(reward)
+    if own is None:
+        return
+    theirs, written = own.get_vocab(), tokenizer.get_vocab()
+    others = [token for token, index in written.items() if theirs.get(token, index) != index]
+    if others or theirs.keys().isdisjoint(written):
+        raise ConfigError(
+            f"PPOTrainer: expected a reward model with the policy's tokenizer, got one whose own gives other "
+            f"ids to {len(others)} of {len(written)} tokens. Let it read the text: "
+            "reward=ftlib.rewards.reward_model(model, its_tokenizer, retokenise=True)."
+        )
 
 
 def _adapter_on_base_of(

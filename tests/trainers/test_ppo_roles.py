@@ -212,6 +212,16 @@ def test_a_policy_that_shares_layers_with_its_reward_model_is_refused(adapter: A
         ppo(Path(), policy=attach(model, adapter()), reward=rewarding)
 
 
+def test_a_reward_model_that_reads_other_ids_is_refused(base: Path, tmp_path: Path) -> None:
+    other = tiny("metaspace_first")
+    language_model().save_pretrained(tmp_path)
+    other.save_pretrained(tmp_path)
+    given, own = ft.load(tmp_path, task="reward")
+    with pytest.raises(ConfigError, match=r"with the policy's tokenizer, .* retokenise=True"):
+        ppo(base, reward=given)
+    assert len(scores(ppo(base, reward=reward_model(given, own, retokenise=True)))) == len(PROMPTS)
+
+
 def test_a_folder_needs_a_base_that_stays(base: Path, reward_folder: Path) -> None:
     with pytest.raises(CapabilityError, match=r"it has no adapter to switch off.*model of its own"):
         ppo(base, policy=attach(language_model(), full()), reward=reward_folder)
