@@ -33,7 +33,7 @@ from ftlib.models.classifiers import as_classifier, named
 from ftlib.models.load import load
 from ftlib.objectives import Classification, Objective
 from ftlib.trainers.base import Trainer
-from ftlib.trainers.inputs import AnyAdapter, context_length, encode, is_encoded
+from ftlib.trainers.inputs import AnyAdapter, check_ids, context_length, encode, is_encoded
 from ftlib.trainers.options import refuse_without_effect
 from ftlib.trainers.result import TrainResult
 from ftlib.trainers.trained import Examples
@@ -233,6 +233,7 @@ class ClassificationTrainer(Trainer):
     def _encoded(self, data: Any, name: str) -> Any:
         encoder = cast(Encoder, self.encoder) if not is_encoded(data := _records(data)) else None
         encoded = encode(data, lambda: cast(Encoder, encoder), context_length(self.model), name=name)
+        check_ids(encoded, self.model, name)
         missing = [column for column in self._labels.columns if column not in encoded[0]]
         if missing and name != "predict":
             raise DataError(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -23,6 +25,7 @@ from ftlib.models.parts import inner_model, language_task
 __all__ = [
     "AnyAdapter",
     "check_encoder",
+    "check_ids",
     "context_length",
     "encode",
     "is_encoded",
@@ -31,6 +34,7 @@ __all__ = [
 ]
 
 SHOWN = 20  # rows named in an error
+ROWS_AT_A_TIME = 1000  # of which the ids are looked at
 
 
 def resolve_model(
@@ -145,6 +149,47 @@ def _check_lengths(data: Any, limit: int | None, name: str, *, apart: bool) -> N
             f"{', '.join(sources)}{more}. Give an Encoder with max_length and an overflow policy.",
             code="too_long",
         )
+
+
+def check_ids(data: Dataset | Sequence[Mapping[str, Any]], model: nn.Module, name: str) -> None:
+    """Every token must have an embedding: beyond them an index error would end the run, or the device.
+
+    Raises:
+        DataError: the rows with others.
+    """
+    known = int(inner_model(model).config.get_text_config(decoder=True).vocab_size)
+    wrong = _rows_beyond(data, known)
+    if wrong:
+        sources = [str(data[index]["source"]) for index in wrong[:SHOWN]]
+        more = f" (+{len(wrong) - SHOWN} more)" if len(wrong) > SHOWN else ""
+        raise DataError(
+            f"{name}: expected tokens that the model has embeddings for, ids below {known}, got others in "
+            f"{', '.join(sources)}{more}. Give the model's own tokenizer, or make room first: "
+            "model.resize_token_embeddings(len(tokenizer)).",
+            code="unknown_token",
+        )
+
+
+def _rows_beyond(data: Dataset | Sequence[Mapping[str, Any]], known: int) -> list[int]:
+    """Indices of the examples with an id of `known` or more; Arrow tells of a batch at a time."""
+    if not isinstance(data, Dataset):
+        return [index for index, row in enumerate(data) if _largest_id(row) >= known]
+    found: list[int] = []
+    ids = data.select_columns(["prefix_ids", "continuation_ids"]).with_format("arrow")
+    for number, table in enumerate(ids.iter(ROWS_AT_A_TIME)):
+        flat = (pc.list_flatten(table["prefix_ids"]), _flat(table["continuation_ids"]))
+        if any((pc.max(column).as_py() or 0) >= known for column in flat):
+            rows = enumerate(table.to_pylist(), start=number * ROWS_AT_A_TIME)
+            found += [index for index, row in rows if _largest_id(row) >= known]
+    return found
+
+
+def _flat(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.list_flatten(pc.list_flatten(lists))
+
+
+def _largest_id(row: Mapping[str, Any]) -> int:
+    return max(int(max(ids, default=0)) for ids in (row["prefix_ids"], *row.get("continuation_ids", ())))
 
 
 def _longest_sequence(example: Mapping[str, Any], *, apart: bool) -> int:

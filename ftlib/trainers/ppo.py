@@ -41,7 +41,7 @@ from ftlib.objectives.rollout_scoring import read_rollouts
 from ftlib.rollouts import Collected, Sampler, TransformersSampler
 from ftlib.rollouts.rewards import Reward
 from ftlib.trainers.base import Trainer
-from ftlib.trainers.inputs import AnyAdapter
+from ftlib.trainers.inputs import AnyAdapter, check_ids
 from ftlib.trainers.options import checked_settings
 from ftlib.trainers.ppo_critic import CriticKind, OwnCritic, make_critic, value_head_of, value_rate
 from ftlib.trainers.ppo_given import given_rollouts, mean_reward
@@ -498,4 +498,6 @@ class PPOTrainer(Trainer):
         raise CapabilityError(f"predict: {self.no_predictions}")
 
     def _encoded(self, data: Any, name: str) -> Any:
-        return encode_prompts(data, lambda: self.encoder, name)
+        prompts = encode_prompts(data, lambda: self.encoder, name)
+        check_ids(prompts, self.model, name)
+        return prompts

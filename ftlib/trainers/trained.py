@@ -25,7 +25,7 @@ from ftlib.evaluation import decode, generate
 from ftlib.export import save
 from ftlib.models.parts import language_task
 from ftlib.trainers.card import card_data
-from ftlib.trainers.inputs import context_length, encode
+from ftlib.trainers.inputs import check_ids, context_length, encode
 from ftlib.trainers.snapshot import Boundary
 
 __all__ = ["TrainedModel"]
@@ -183,7 +183,9 @@ class TrainedModel:
 
     def _encoded(self, data: Any, name: str) -> Any:
         apart = language_task(self.model) == "seq2seq_lm"
-        return encode(data, lambda: self.encoder, context_length(self.model), name=name, apart=apart)
+        encoded = encode(data, lambda: self.encoder, context_length(self.model), name=name, apart=apart)
+        check_ids(encoded, self.model, name)
+        return encoded
 
     def _needed_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

@@ -503,5 +503,5 @@ def test_a_moving_reference_that_makes_no_sense_is_refused(options, told):
 def test_margins_in_the_data_are_said_to_have_no_effect(caplog):
     rows = [{"prompt": "a ", "chosen": "b", "rejected": "c", "margin": 1.0}] * 2
     tokenizer = tiny_tokenizer()
-    DPOTrainer(tiny_model(), rows, tokenizer=tokenizer, adapter=lora(4))
+    DPOTrainer(tiny_model(vocab_size=len(tokenizer)), rows, tokenizer=tokenizer, adapter=lora(4))
     assert "margins are not used" in caplog.text

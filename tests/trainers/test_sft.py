@@ -328,6 +328,17 @@ def test_generate_completes_prompts_with_the_trained_model(tokenizer):
     assert answers == [row["completion"] for row in RECORDS[:3]]
 
 
+@pytest.mark.parametrize("kind", [list, Dataset.from_list])
+def test_rows_of_tokens_without_an_embedding_are_all_named(kind):
+    known = tiny_model("llama").get_input_embeddings().num_embeddings
+    fits, beyond = of_lengths(2, 3, source="fits"), of_lengths(2, 3, source="beyond")
+    beyond["continuation_ids"] = [[6, known, 6]]
+    again = {**fits, "prefix_ids": [5, known], "source": "again"}
+    with pytest.raises(DataError, match=rf"ids below {known}, got others in beyond, again\. ") as caught:
+        sft(data=kind([fits, beyond, fits, again]))
+    assert caught.value.code == "unknown_token"
+
+
 def test_one_string_is_no_list_of_prompts(tokenizer):
     with pytest.raises(ConfigError, match=r"list of prompts, got the string 'yes'"):
         from_records(tokenizer).generate("yes")
