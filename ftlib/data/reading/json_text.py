@@ -85,10 +85,21 @@ def _shaped(value: Any) -> tuple[str, Sequence[Any]]:
         if isinstance(value.get(key), list) and all(isinstance(item, dict) for item in value[key]):
             return f"list under {key!r}", value[key]
     columns = list(value.values())
+    if _are_indexed(columns):
+        rows = zip(*(column.values() for column in columns), strict=True)
+        return "columns", [dict(zip(value, cells, strict=True)) for cells in rows]
     is_table = all(isinstance(column, list) for column in columns) and not _is_conversation(value)
     if columns and is_table and len({len(column) for column in columns}) == 1:
         return "columns", [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
     return "object", [value]
+
+
+def _are_indexed(columns: Sequence[Any]) -> bool:
+    """Columns as pandas writes them: each an object from the numbers of the rows to their values."""
+    if not columns or not all(isinstance(column, dict) and column for column in columns):
+        return False
+    numbers = list(columns[0])
+    return all(map(str.isdecimal, numbers)) and all(list(column) == numbers for column in columns)
 
 
 def _is_conversation(value: dict[str, Any]) -> bool:

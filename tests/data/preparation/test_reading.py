@@ -60,6 +60,10 @@ SAME_ROWS = {
         json.dumps({key: [row[key] for row in ROWS] for key in ("prompt", "completion")}),
         {"shape": "columns"},
     ),
+    "indexed.json": (  # as pandas writes a frame
+        json.dumps({key: {str(k): row[key] for k, row in enumerate(ROWS)} for key in ROWS[0]}),
+        {"shape": "columns"},
+    ),
     "lines.json": (lines(ROWS), {"format": "jsonl", "shape": "lines"}),
     "array.jsonl": (json.dumps(ROWS), {"format": "json", "shape": "array"}),
     "lines.txt": (lines(ROWS), {"format": "jsonl"}),
