@@ -22,6 +22,8 @@ from ftlib.data.preparation.rejects import Rejects
 from ftlib.data.preparation.settings import Settings
 from ftlib.data.preparation.source import Part
 from ftlib.data.preparation.spool import Spool
+from ftlib.data.preparation.survey import Survey
+from ftlib.data.preparation.table import Column, new_surveys
 from ftlib.data.preparation.values import cell_text
 from ftlib.data.reading import Facts, Located
 from ftlib.errors import ConfigError, DataError
@@ -57,6 +59,7 @@ class Intake:
         converted: rows with a value that was no text.
         surrogates: rows with lone surrogates.
         groups: a hash of the grouping column of each row, if the user named one.
+        surveys: of pairs, what the texts of each column have in common.
     """
 
     parts: tuple[Part, ...]
@@ -69,6 +72,7 @@ class Intake:
     converted: array[int] = field(default_factory=lambda: array("q"))
     surrogates: array[int] = field(default_factory=lambda: array("q"))
     groups: array[int] = field(default_factory=lambda: array("q"))
+    surveys: dict[Column, Survey] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -157,6 +161,8 @@ def _take_pairs(intake: Intake, rows: Rows, settings: Settings) -> None:
     seen: dict[str, None] = {}
     first: Mapping[str, Any] = {}
     have: set[str] = set()
+    intake.surveys = new_surveys()
+    in_prompts, in_completions = intake.surveys["prompt"], intake.surveys["completion"]
     for kind, located, row in rows:
         first = first or row
         if not row.keys() <= seen.keys():
@@ -174,6 +180,8 @@ def _take_pairs(intake: Intake, rows: Rows, settings: Settings) -> None:
         )
         index = len(intake.spool)
         intake.spool.append(located.place, prompt.text, completion.text)
+        in_prompts.add(prompt.text)
+        in_completions.add(completion.text)
         if completion.empty is not None:
             intake.empty.setdefault(completion.empty, array("q")).append(index)
         if prompt.converted or completion.converted:

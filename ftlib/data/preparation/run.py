@@ -89,7 +89,7 @@ def examine(parts: tuple[Part, ...], settings: Settings, decisions: Decisions, f
         ConfigError: an option that makes no sense for these rows.
     """
     intake = take_in(parts, settings, folder)
-    table = Table(intake.spool, np.ones(len(intake.spool), dtype=bool))
+    table = Table(intake.spool, np.ones(len(intake.spool), dtype=bool), surveys=intake.surveys)
     _refuse_useless(settings, intake.form)
     outcome = Outcome(
         Context(settings, intake, table, finished=lambda context: _finished(context, decisions))

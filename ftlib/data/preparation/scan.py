@@ -79,7 +79,7 @@ class Scan:
     def of(cls, table: Table, separator: str | None, ending: str | None, *, is_pairs: bool) -> Scan:
         """One pass over `table`, whose prompts end in `separator` and whose completions in `ending`."""
         scan = cls()
-        for given, row in table.both():
+        for given, row in table.both() if is_pairs else ((row, row) for row in table.rows()):
             scan.tokens.append(estimated_tokens(len(row.prompt.encode()) + len(row.completion.encode())))
             scan._look_for_values(
                 row.number, f"{given.prompt}\n{given.completion}" if is_pairs else given.prompt

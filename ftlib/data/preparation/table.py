@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +16,18 @@ from ftlib.data.preparation.affixes import ENDINGS, LAST_ENDING, LAST_SEPARATOR,
 from ftlib.data.preparation.spool import Spool
 from ftlib.data.preparation.survey import Survey
 
-__all__ = ["Column", "Edit", "Row", "Table"]
+__all__ = ["Column", "Edit", "Row", "Table", "new_surveys"]
 
 Column = Literal["prompt", "completion"]
 _CANDIDATES: Mapping[Column, tuple[str, ...]] = {
     "prompt": (*SEPARATORS, LAST_SEPARATOR),
     "completion": (*ENDINGS, LAST_ENDING),
 }
+
+
+def new_surveys() -> dict[Column, Survey]:
+    """Surveys of both columns that have seen nothing yet."""
+    return {column: Survey(candidates) for column, candidates in _CANDIDATES.items()}
 
 
 class Row(NamedTuple):
@@ -48,12 +55,19 @@ class Table:
 
     A table is never changed: dropping rows or editing gives another one. What a pass has found out is
     remembered, and handed on where it still holds.
+
+    Args:
+        spool: holds the rows.
+        kept: bool [rows of the spool].
+        edits: in order.
+        surveys: of columns, as far as they are known.
+        scans: whatever else passes have found out, by name.
     """
 
     spool: Spool
     kept: NDArray[np.bool_]
     edits: tuple[Edit, ...] = ()
-    _known: dict[Column, Survey] = field(default_factory=dict)
+    surveys: dict[Column, Survey] = field(default_factory=dict)
     scans: dict[Any, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -66,34 +80,39 @@ class Table:
 
     def rows(self, order: Iterable[int] | None = None) -> Iterator[Row]:
         """Every row that is left, in order, or in the `order` of these rows of the spool."""
-        for _, row in self.both(order):
-            yield row
-
-    def both(self, order: Iterable[int] | None = None) -> Iterator[tuple[Row, Row]]:
-        """Every row as it came, and as it is now; a pass over the file."""
-        prompt_edits = [edit.change for edit in self.edits if edit.column == "prompt"]
-        completion_edits = [edit.change for edit in self.edits if edit.column == "completion"]
+        change_prompt, change_completion = self._changes("prompt"), self._changes("completion")
         rows = self.spool.rows(self.kept) if order is None else self.spool.read(order)
         for index, prompt, completion in rows:
-            given = Row(index, prompt, completion)
-            for change in prompt_edits:
-                prompt = change(prompt)
-            for change in completion_edits:
-                completion = change(completion)
-            yield given, Row(index, prompt, completion)
+            yield Row(index, _changed(prompt, change_prompt)[0], _changed(completion, change_completion)[0])
+
+    def both(self) -> Iterator[tuple[Row, Row]]:
+        """Every row as it came, and as it is now.
+
+        Once it has gone to the end, this pass has found out all that `survey`, `completion_hashes` and
+        `changed_by` need.
+        """
+        change_prompt, change_completion = self._changes("prompt"), self._changes("completion")
+        surveys = {column: made for column, made in new_surveys().items() if column not in self.surveys}
+        hashes, by = array("q"), array("q")
+        for given in map(Row._make, self.spool.rows(self.kept)):
+            prompt, by_prompt = _changed(given.prompt, change_prompt)
+            completion, by_completion = _changed(given.completion, change_completion)
+            for column, survey in surveys.items():
+                survey.add(prompt if column == "prompt" else completion)
+            hashes.append(hash(completion))
+            by.append(by_prompt | by_completion)
+            yield given, Row(given.number, prompt, completion)
+        self.surveys.update(surveys)
+        self.scans.update(hashes=np.array(hashes, dtype=np.int64), changed_by=by)
 
     def changed_by(self) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Rows that the edits change, and the checks that asked for these."""
-        for index, prompt, completion in self.spool.rows(self.kept):
-            texts: dict[Column, str] = {"prompt": prompt, "completion": completion}
-            by: dict[str, None] = {}
-            for edit in self.edits:
-                before = texts[edit.column]
-                texts[edit.column] = edit.change(before)
-                if texts[edit.column] != before:
-                    by[edit.check] = None
+        if not self.edits:
+            return
+        for index, by in zip(self.indices.tolist(), self._found("changed_by"), strict=True):
             if by:
-                yield index, tuple(by)
+                checks = (edit.check for at, edit in enumerate(self.edits) if by >> at & 1)
+                yield index, tuple(dict.fromkeys(checks))
 
     def dropped(self, rows: NDArray[np.int64]) -> Table:
         """The table without these rows of the spool."""
@@ -103,28 +122,48 @@ class Table:
 
     def edited(self, edit: Edit) -> Table:
         """The table after one more edit."""
-        known = {column: survey for column, survey in self._known.items() if column != edit.column}
+        known = {column: survey for column, survey in self.surveys.items() if column != edit.column}
         return Table(self.spool, self.kept, (*self.edits, edit), known)
 
     def survey(self, column: Column) -> Survey:
         """What the texts of a column have in common."""
-        if column not in self._known:
-            missing = [name for name in _CANDIDATES if name not in self._known]
-            made = {name: Survey(_CANDIDATES[name]) for name in missing}
+        if column not in self.surveys:
+            made = {name: survey for name, survey in new_surveys().items() if name not in self.surveys}
             for row in self.rows():
                 for name, survey in made.items():
                     survey.add(row.prompt if name == "prompt" else row.completion)
-            self._known.update(made)
-        return self._known[column]
+            self.surveys.update(made)
+        return self.surveys[column]
 
     @cached_property
     def completion_hashes(self) -> NDArray[np.int64]:
         """A hash of each completion, int64 [len]; equal for equal texts."""
         if not any(edit.column == "completion" for edit in self.edits):
             return np.array(self.spool.completion_hashes, dtype=np.int64)[self.kept]
-        return np.fromiter((hash(row.completion) for row in self.rows()), np.int64, len(self))
+        hashes: NDArray[np.int64] = self._found("hashes")
+        return hashes
 
     @cached_property
     def distinct_completions(self) -> int:
         """How many different completions there are."""
         return len(np.unique(self.completion_hashes))
+
+    def _changes(self, column: Column) -> list[tuple[int, Callable[[str], str]]]:
+        """The edits of a column, each with a bit of its own."""
+        return [(1 << at, edit.change) for at, edit in enumerate(self.edits) if edit.column == column]
+
+    def _found(self, name: str) -> Any:
+        """What `both` finds out by the way."""
+        if name not in self.scans:
+            deque(self.both(), maxlen=0)
+        return self.scans[name]
+
+
+def _changed(text: str, changes: list[tuple[int, Callable[[str], str]]]) -> tuple[str, int]:
+    """The text after some edits, and the bits of those that made a difference."""
+    by = 0
+    for bit, change in changes:
+        before, text = text, change(text)
+        if text != before:
+            by |= bit
+    return text, by

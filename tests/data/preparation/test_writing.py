@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ftlib.data import load_records, prepare
 from ftlib.data.preparation import publish
 from ftlib.data.preparation.checks import EDITS
+from ftlib.data.preparation.spool import Spool
 from ftlib.errors import ConfigError, DataError
 from tests.conftest import ROOT
 from tests.data.preparation.harness import execute, lines, pairs
@@ -320,3 +321,17 @@ def test_the_command_gives_the_same_bytes_under_any_hash_seed(tmp_path):
     ]
     assert made[0] == made[1]
     assert len(made[0]) == 5
+
+
+def test_checks_share_their_passes_over_the_rows(tmp_path, monkeypatch):
+    """One each: the edited prompts, the edited completions, what is in the rows, near-duplicates, writing."""
+    passes, rows = [], Spool.rows
+
+    def counted(self, kept):
+        passes.append(1)
+        return rows(self, kept)
+
+    monkeypatch.setattr(Spool, "rows", counted)
+    run = execute(tmp_path, {"d.jsonl": pairs(*((f"Name {k}", f"{k} said so") for k in range(30)))})
+    assert run.applied == ["prompt_separator", "completion_ending", "leading_space"]
+    assert len(passes) == 5
