@@ -12,7 +12,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ftlib.data.preparation.decisions import yes_or_no
 from ftlib.data.preparation.prepare import prepare, settings_of
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
         **options,
     )
     if not args.json:
-        sys.stdout.write(f"{prepared}\n")
+        _put(sys.stdout, f"{prepared}\n")
     written: list[Path] = []
     if prepared.changed and not args.dry_run and (not asks or ask("Write the result")):
         written = prepared.write(args.out)
@@ -155,21 +155,27 @@ def _show(args: argparse.Namespace, report: dict[str, Any], closing: str) -> Non
     """The report on standard output, or what there is to say beside the summary."""
     if args.json:
         report.pop("_path", None)
-        sys.stdout.write(json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:
-        sys.stdout.write(f"{closing}\n")
+        _put(sys.stdout, f"{closing}\n")
 
 
 def _say(args: argparse.Namespace, question: str) -> None:
     stream = sys.stderr if args.json else sys.stdout
-    stream.write(question)
+    _put(stream, question)
     stream.flush()
 
 
+def _put(stream: TextIO, text: str) -> None:
+    """Write `text`, whatever the stream can encode: texts of a file may hold any character."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def _complain(args: argparse.Namespace, error: FtlibError, code: str, status: int) -> int:
-    sys.stderr.write(f"{code}: {error}\n")
+    _put(sys.stderr, f"{code}: {error}\n")
     if args.json:
         fields = error.fields if isinstance(error, DataError) else {"code": code}
         fields = {**fields, "message": str(error)}
-        sys.stdout.write(json.dumps({"error": fields}, ensure_ascii=False, indent=1, default=str) + "\n")
+        sys.stdout.write(json.dumps({"error": fields}, indent=1, default=str) + "\n")
     return status

@@ -7,10 +7,15 @@ import math
 import re
 from typing import Any, NamedTuple
 
-__all__ = ["Cell", "cell_text"]
+__all__ = ["Cell", "cell_text", "legible"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACEMENT = "\ufffd"
+
+
+def legible(text: str) -> str:
+    """`text` with U+FFFD for lone surrogates, which UTF-8 does not have."""
+    return _SURROGATE.sub(_REPLACEMENT, text)
 
 
 class Cell(NamedTuple):
@@ -51,6 +56,6 @@ def cell_text(value: Any, *, present: bool = True, in_workbook: bool = False, in
         text = json.dumps(value, ensure_ascii=False, default=str)
     surrogates = not text.isascii() and _SURROGATE.search(text) is not None
     if surrogates:
-        text = _SURROGATE.sub(_REPLACEMENT, text)
+        text = legible(text)
     blank = None if text.strip() else "blank" if text else "empty"
     return Cell(text, blank, converted, surrogates)

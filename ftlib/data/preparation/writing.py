@@ -15,6 +15,7 @@ from ftlib.data.preparation.report import changes, flat_rows
 from ftlib.data.preparation.run import Outcome
 from ftlib.data.preparation.settings import Settings
 from ftlib.data.preparation.table import Row
+from ftlib.data.preparation.values import legible
 from ftlib.data.problems import SHOWN
 from ftlib.errors import ConfigError, DataError
 
@@ -83,7 +84,7 @@ def _write_to(names: Names, outcome: Outcome, report: dict[str, Any]) -> None:
             drafts[-1].write_lines(_all_rows(outcome))
             _point_to(report, names)
         drafts.append(draft(names.report))
-        drafts[-1].write(json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+        drafts[-1].write(legible(json.dumps(report, ensure_ascii=False, indent=1)) + "\n")
         for each in drafts:
             each.finish()
         publish(drafts)

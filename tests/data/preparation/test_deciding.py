@@ -160,6 +160,15 @@ def test_nothing_to_do_says_so(tmp_path, capsys):
     assert "Nothing to do" in capsys.readouterr().out
 
 
+def test_a_terminal_of_few_characters_shows_them_all(tmp_path, monkeypatch):
+    (tmp_path / "d.jsonl").write_text(pairs(("日本国", "東京 ja"), ("中国", "北京 zh")), encoding="utf-8")
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert main(["prepare", str(tmp_path / "d.jsonl"), "-q"]) == 0
+    shown.flush()
+    assert b"\\u56fd" in shown.buffer.getvalue()  # what all prompts end in
+
+
 def test_every_check_says_when_it_speaks_and_optional_ones_what_they_do():
     assert all(check.trigger for check in CHECKS)
     assert all(bool(check.remedy) == (check.default is not None) for check in CHECKS)

@@ -173,6 +173,13 @@ def test_lone_surrogates_are_replaced(tmp_path):
     assert run.records[0]["prompt"] == "a\ufffd ->"
 
 
+def test_a_column_name_that_utf8_does_not_have_is_reported_all_the_same(tmp_path):
+    text = "".join(json.dumps({**row, "odd\ud800": 1}) + "\n" for row in ROWS)
+    run = execute(tmp_path, {"d.jsonl": text})
+    written = json.loads(run.files["d_prepared.report.json"])
+    assert written["actions"][0]["params"] == {"columns": ["odd\ufffd"]}
+
+
 # --- columns -------------------------------------------------------------------------------------
 
 
