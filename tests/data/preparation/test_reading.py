@@ -225,6 +225,21 @@ def test_mapped_columns_are_read(tmp_path):
     assert run.finding("extra_columns")["columns"] == ["extra_completion"]
 
 
+def test_a_mapped_column_is_written_under_its_new_name_though_nothing_else_is_amiss(tmp_path):
+    rows = [{"prompt": row["prompt"], "answer": row["completion"]} for row in FINISHED]
+    run = execute(tmp_path, {"d.jsonl": lines(rows)}, "--map", "completion=answer")
+    assert run.applied == ["column_name"]
+    assert run.finding("column_name")["found"] == "answer"
+    assert run.records == FINISHED
+
+
+def test_absent_prompts_are_written_as_empty_ones(tmp_path):
+    rows = [{"completion": " a thought"}, {"completion": " a doubt"}]
+    run = execute(tmp_path, {"d.jsonl": lines(rows)}, "--task", "open-ended")
+    assert run.applied == ["column_name"]
+    assert run.records == [{"prompt": "", **row} for row in rows]
+
+
 def test_mapping_a_column_that_is_not_there_is_an_error(tmp_path):
     run = execute(tmp_path, {"d.csv": "prompt,answer\na,b\n"}, "--map", "completion=reply")
     assert (run.exit, run.error["code"], run.error["column"]) == (1, "missing_column", "reply")
@@ -251,6 +266,12 @@ def test_a_table_without_header_is_not_beheaded(tmp_path):
 def test_one_name_with_two_contents_is_refused(tmp_path):
     run = execute(tmp_path, {"d.csv": "prompt,completion,completion\na,b,c\n"})
     assert (run.exit, run.error["code"], run.error["column"]) == (1, "duplicate_column", "completion")
+
+
+def test_equal_columns_of_one_name_count_once_and_are_named(tmp_path):
+    run = execute(tmp_path, {"d.csv": "prompt,completion,completion\na,b x,b x\nc,d y,d y\n"})
+    assert [row["completion"] for row in run.records] == [" b x\n", " d y\n"]
+    assert run.finding("format")["merged"] == ["completion"]
 
 
 def test_a_workbook_of_two_sheets_waits_for_a_choice(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,11 +40,15 @@ def _format(context: Context) -> Iterator[Finding]:
     data: dict[str, Any] = {name: value for name, value in found.items() if value is not None}
     if notes["stray_quotes"]:
         data["stray_quotes"] = True
+    twice = [name for name, times in Counter(facts.header or ()).items() if times > 1 and name.strip()]
+    if twice:
+        data["merged"] = twice
     if len(parts) > 1:
         data["files"] = {part.facts.file: part.facts.format for part in parts}
     quotes = "; stray quotes are kept as they are" if notes["stray_quotes"] else ""
+    merged = f"; columns of one name and content count once: {', '.join(map(repr, twice))}" if twice else ""
     yield Finding(
-        f"read as {facts.format} ({facts.shape}){quotes}",
+        f"read as {facts.format} ({facts.shape}){quotes}{merged}",
         data=data,
         fix=Fix("necessary", "Convert to JSONL"),
     )
@@ -61,32 +66,42 @@ def _row_count(context: Context) -> Iterator[Finding]:
 
 def _column_name(column: str) -> Check:
     def find(context: Context) -> Iterator[Finding]:
-        rename = context.intake.renames.get(column)
-        if rename is None:
-            return
-        has_exact = column in context.intake.columns
-        loser = rename.found if has_exact else rename.loser
-        data = {"column": column, "found": rename.found}
-        if loser is not None:
-            data["loser"] = loser
-        if has_exact:
-            yield Finding(f"column {rename.found!r} loses to {column!r}", data=data, doubt=True)
-            return
-        yield Finding(
-            f"column {rename.found!r} is taken for {column!r}",
-            data=data,
-            doubt=loser is not None,
-            fix=Fix(
-                "necessary", f"Rename {rename.found!r} to {column!r}", {"from": rename.found, "to": column}
-            ),
-        )
+        mapped = context.settings.columns.get(column, column)
+        if mapped != column:
+            yield _taken(column, mapped, None)
+        rename, is_there = context.intake.renames.get(column), column in context.intake.columns
+        if rename is not None and is_there:
+            yield Finding(
+                f"column {rename.found!r} loses to {column!r}",
+                data={"column": column, "found": rename.found, "loser": rename.found},
+                doubt=True,
+            )
+        elif rename is not None:
+            yield _taken(column, rename.found, rename.loser)
+        elif not is_there:  # only prompts, of data that were said to be open-ended
+            yield Finding(
+                f"no column {column!r}: it is empty",
+                data={"column": column},
+                fix=Fix("necessary", f"Add an empty {column!r}", {"add": column}),
+            )
 
     return Check(
         "column_name",
-        f"the {column} column differs from `{column}` by case or outer blanks",
+        f"the {column} column differs from `{column}` by case or outer blanks, was mapped, or is absent",
         find,
-        "rename; the exact name wins, the loser is reported",
+        "rename or add; the exact name wins, the loser is reported",
         "necessary",
+    )
+
+
+def _taken(column: str, found: str, loser: str | None) -> Finding:
+    """The column is spelled otherwise in the source."""
+    data = {"column": column, "found": found} | ({} if loser is None else {"loser": loser})
+    return Finding(
+        f"column {found!r} is taken for {column!r}",
+        data=data,
+        doubt=loser is not None,
+        fix=Fix("necessary", f"Rename {found!r} to {column!r}", {"from": found, "to": column}),
     )
 
 
