@@ -34,10 +34,12 @@ def open_document(file: SourceFile, options: ReadOptions) -> Opened:
     """One JSON value that holds the rows. It is parsed whole, and kept.
 
     Raises:
-        DataError: text that is no JSON.
+        DataError: text that is no JSON; ``empty_data``: no text at all.
     """
     encoding = encoding_of(file, options.encoding)
     text = text_of(file, encoding)
+    if not text.strip():
+        raise DataError("expected rows, got blanks alone.", code="empty_data", file=file.name)
     shape, values = _shaped(_parsed(text, Place(file.name, 1), Line(1, 0, text)))
 
     def rows(_: Counter[str]) -> Iterator[Located]:

@@ -387,3 +387,9 @@ def test_options_about_pairs_say_nothing_about_chats(tmp_path):
     run = execute(tmp_path, {"d.jsonl": lines(CHATS)}, "--ending", "eos")
     assert run.exit == 2
     assert "ending has no effect on messages" in run.error["message"]
+
+
+@pytest.mark.parametrize("blank", [" \n", "\ufeff", "\n\n"])
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.csv", "d.tsv", "d.txt"])
+def test_blanks_alone_are_no_data_in_any_format(tmp_path, name, blank):
+    assert execute(tmp_path, {name: blank}).error["code"] == "empty_data"
