@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, final, get_args
 
@@ -17,7 +18,7 @@ from ftlib.data.formats import FormatOptions, Outputs
 from ftlib.data.loading.choose import Choice, choose, header_hint, looked_at
 from ftlib.data.loading.convert import Converter, Pairs, renamed
 from ftlib.data.loading.outcome import Outcome
-from ftlib.data.loading.rejects import OnError, check_share, write_rejected
+from ftlib.data.loading.rejects import OnError, beside, check_rejected_file, check_share, write_rejected
 from ftlib.data.loading.report import LoadReport, load_report
 from ftlib.data.loading.sources import Source, paths_of
 from ftlib.data.loading.streams import streamed
@@ -43,6 +44,7 @@ def load_records(
     strict: bool = False,
     on_error: OnError = "raise",
     max_bad: float | None = 0.01,
+    rejected_file: str | PathLike[str] | None = None,
     outputs: Outputs = "first",
     pairs: Pairs | None = None,
     encoding: str | None = None,
@@ -75,9 +77,13 @@ def load_records(
         roles: further spelling of a role -> system, user, assistant or tool.
         mixed: decide the format of every row by itself.
         strict: refuse rows whose text could be read in two formats.
-        on_error: ``"raise"`` raises all bad rows at once; ``"skip"`` leaves them out and writes those of a
-            file to ``<stem>_rejected.jsonl`` beside it.
+        on_error: ``"raise"`` raises all bad rows at once; ``"skip"`` leaves them out and writes them down,
+            each with its place and reason.
         max_bad: share of bad rows from which ``"skip"`` raises too; `None` sets no limit.
+        rejected_file: where ``"skip"`` writes bad rows. `None`: those of a file to ``<stem>_rejected.jsonl``
+            beside it; those of a stream, which has no name, are logged one by one, those of rows in memory
+            counted. A stream begins the file anew each time it is read, and worker k of a `DataLoader`
+            writes ``<stem>_worker<k>.jsonl``.
         outputs: of formats with several outputs to one input, the ``"first"`` or ``"all"``.
         pairs: makes pairs of ranked answers: ``"best_worst"``, or ``"all"`` of different rank.
         encoding: of text files without a byte order mark, UTF-8 unless told.
@@ -101,10 +107,12 @@ def load_records(
         strict,
         _one_of("on_error", on_error, OnError),
         max_bad,
+        None if rejected_file is None else Path(rejected_file),
         None if pairs is None else _one_of("pairs", pairs, Pairs),
     )
+    check_rejected_file(request.rejected_file, on_error)
     if isinstance(source, IterableDataset):
-        return streamed(source, request.converter, on_error, max_bad)
+        return streamed(source, request.converter, on_error, max_bad, request.rejected_file)
     return _loaded(Source(source, reading), request)
 
 
@@ -120,6 +128,7 @@ class _Request:
     strict: bool
     on_error: OnError
     max_bad: float | None
+    rejected_file: Path | None
     pairs: Pairs | None
 
     def converter(self, rows: Sequence[Located], source: Source) -> Converter:
@@ -192,7 +201,9 @@ def _loaded(source: Source, request: _Request) -> Dataset:
     if not outcome.records:
         told = outcome.report(convert, source.notes)
         raise DataError(f"expected records, got none: {told}.", code="empty_data", file=source.name)
-    report = outcome.report(convert, source.notes + convert.notes, _written(outcome, source))
+    report = outcome.report(
+        convert, source.notes + convert.notes, _written(outcome, source, request.rejected_file)
+    )
     _tell(report, outcome.records)
     return report.attached(to_dataset(outcome.records))
 
@@ -207,14 +218,19 @@ def _unreadable(located: Sequence[Located], request: _Request, source: Source) -
     return DataError(told, code="empty_data", file=source.name)
 
 
-def _written(outcome: Outcome, source: Source) -> Path | None:
-    """Where the bad rows of files were written down; the last place, of several."""
-    written = None
-    for path in paths_of(source.given):
-        mine = [(row, error) for row, error in outcome.rejects if row.place.file == str(path)]
-        if mine:
-            written = write_rejected(mine, path)
-    return written
+def _written(outcome: Outcome, source: Source, rejected_file: Path | None) -> Path | None:
+    """Where the bad rows were written down; the last place, of several."""
+    if rejected_file is not None:
+        rejected_file.unlink(missing_ok=True)
+    files = {str(path): beside(path) for path in paths_of(source.given)}
+    places: dict[Path, list[tuple[Located, DataError]]] = {}
+    for row, error in outcome.rejects:
+        place = rejected_file or files.get(str(row.place.file))
+        if place is not None:
+            places.setdefault(place, []).append((row, error))
+    for place, rejects in places.items():
+        write_rejected(rejects, place)
+    return next(reversed(places), None)
 
 
 def _tell(report: LoadReport, records: list[dict[str, Any]]) -> None:

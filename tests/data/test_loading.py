@@ -13,6 +13,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from ftlib.data import Encoder, load_records, load_report
 from ftlib.errors import ConfigError, DataError
@@ -326,6 +327,59 @@ def test_bad_rows_of_a_stream_are_raised_or_skipped_as_it_is_read(caplog):
     assert [len(list(again)) for _ in range(3)] == [600] * 3  # every pass counts from the start
     with pytest.raises(DataError, match="more than max_bad"):
         list(load_records(as_stream([*rows, *[BAD] * 10]), on_error="skip"))
+
+
+def rejected(path):
+    """(row, reason, content) of each bad row that was written down."""
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(entry["row"], entry["reason"], entry["content"]) for entry in entries]
+
+
+def test_bad_rows_of_a_stream_are_written_where_the_user_says(tmp_path):
+    file = tmp_path / "bad.jsonl"
+    rows = [*[GOOD] * 300, BAD, *[GOOD] * 300, BAD]
+    stream = load_records(as_stream(rows), on_error="skip", rejected_file=file)
+    assert not file.exists()  # nothing is read yet
+    for _ in range(2):  # a pass begins anew
+        assert len(list(stream)) == 600
+        (first, reason, content), (second, _, _) = rejected(file)
+        assert (first, second, content) == (301, 602, BAD)
+        assert "expected non-empty text" in reason
+    assert len(list(load_records(as_stream([GOOD] * 3), on_error="skip", rejected_file=file))) == 3
+    assert not file.exists()  # no row is bad any more
+
+
+def test_workers_that_read_a_stream_write_a_file_each(tmp_path):
+    rows = Dataset.from_list([GOOD, BAD, GOOD, GOOD, GOOD, BAD]).to_iterable_dataset(num_shards=2)
+    stream = load_records(rows, on_error="skip", rejected_file=tmp_path / "bad.jsonl")
+    assert len(list(DataLoader(stream, batch_size=None, num_workers=2))) == 4
+    files = sorted(each.name for each in tmp_path.iterdir())
+    assert files == ["bad_worker0.jsonl", "bad_worker1.jsonl"]
+    assert [len(rejected(tmp_path / name)) for name in files] == [1, 1]
+
+
+def test_bad_rows_of_any_source_are_written_where_the_user_says(tmp_path):
+    file = tmp_path / "bad.jsonl"
+    for source in ([GOOD, BAD], Dataset.from_list([GOOD, BAD]), jsonl(tmp_path / "a.jsonl", [GOOD, BAD])):
+        report = load_report(load_records(source, on_error="skip", max_bad=None, rejected_file=file))
+        assert report.rejected_file == str(file)
+        assert [(row, content) for row, _, content in rejected(file)] == [(2, BAD)]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.jsonl", "bad.jsonl"]
+
+
+def test_files_of_one_stem_share_their_file_of_rejected_rows(tmp_path):
+    paths = [jsonl(tmp_path / name, [GOOD, BAD]) for name in ("a.jsonl", "a.v2.jsonl")]
+    load_records(paths, on_error="skip", max_bad=None)
+    assert len(rejected(tmp_path / "a_rejected.jsonl")) == 2
+
+
+def test_a_place_for_rejected_rows_is_refused_where_it_is_of_no_use_or_taken(tmp_path):
+    with pytest.raises(ConfigError, match="rejected_file has no effect with on_error='raise'"):
+        load_records([GOOD], rejected_file=tmp_path / "bad.jsonl")
+    (tmp_path / "mine.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ConfigError, match="holds something else"):
+        load_records([GOOD], on_error="skip", rejected_file=tmp_path / "mine.jsonl")
+    assert (tmp_path / "mine.jsonl").read_text() == '{"a": 1}\n'
 
 
 def test_a_stream_without_rows_or_of_no_known_format_is_refused():

@@ -1,4 +1,4 @@
-"""Bad rows: raised all at once, or skipped and written beside their file."""
+"""Bad rows: raised all at once, or skipped and written down, beside their file or where the user says."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from torch.utils.data import get_worker_info
+
 from ftlib.data.problems import REJECTED, gathered, rejected_entry
 from ftlib.data.reading import Located
-from ftlib.errors import DataError
+from ftlib.errors import ConfigError, DataError
 
-__all__ = ["OnError", "Rejects", "check_share", "write_rejected"]
+__all__ = [
+    "OnError",
+    "Rejects",
+    "add_rejected",
+    "beside",
+    "check_rejected_file",
+    "check_share",
+    "of_worker",
+    "write_rejected",
+]
 
 OnError = Literal["raise", "skip"]
 Rejects = Sequence[tuple[Located, DataError]]
@@ -33,23 +44,59 @@ def check_share(problems: Sequence[DataError], rows: int, max_bad: float | None)
         )
 
 
-def write_rejected(rejects: Rejects, source: Path) -> Path:
-    """Write bad rows to ``<stem>_rejected.jsonl`` beside their file, each with its place and reason.
+def check_rejected_file(path: Path | None, on_error: OnError) -> None:
+    """Refuse a place for bad rows that is of no use, or that holds something else.
 
-    An earlier file of rejected rows is replaced; another file of that name is left alone.
+    Raises:
+        ConfigError: as said.
     """
+    if path is None:
+        return
+    if on_error != "skip":
+        raise ConfigError(
+            f"load_records: rejected_file has no effect with on_error={on_error!r}, which raises bad rows. "
+            'Give on_error="skip".'
+        )
+    if path.exists() and not _is_ours(path):
+        raise ConfigError(
+            f"load_records: expected rejected_file as a new file or one of rejected rows, got {path}, which "
+            "holds something else. Name another."
+        )
+
+
+def beside(source: Path) -> Path:
+    """``<stem>_rejected.jsonl`` beside a file, with a number where a file of others has that name."""
     stem = source.name.split(".")[0]
     path = source.with_name(f"{stem}_rejected.jsonl")
     k = 1
     while path.exists() and not _is_ours(path):
         path = source.with_name(f"{stem}_rejected ({k}).jsonl")
         k += 1
-    entries = [rejected_entry(error, _content(located)) for located, error in rejects]
-    lines = [json.dumps(entry, default=str) for entry in entries]
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    partial.replace(path)
     return path
+
+
+def of_worker(path: Path) -> Path:
+    """The file of this process: each worker of a `DataLoader` reads rows of its own and writes its own."""
+    worker = get_worker_info()
+    return path if worker is None else path.with_name(f"{path.stem}_worker{worker.id}{path.suffix}")
+
+
+def write_rejected(rejects: Rejects, path: Path) -> None:
+    """Write bad rows, each with its place and reason, in place of those of an earlier run."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(_lines(rejects), encoding="utf-8")
+    partial.replace(path)
+
+
+def add_rejected(rejects: Rejects, path: Path) -> None:
+    """Add bad rows to those that are written."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_lines(rejects))
+
+
+def _lines(rejects: Rejects) -> str:
+    entries = [rejected_entry(error, _content(located)) for located, error in rejects]
+    return "".join(f"{json.dumps(entry, default=str)}\n" for entry in entries)
 
 
 def _content(located: Located) -> Any:

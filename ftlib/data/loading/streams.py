@@ -1,6 +1,7 @@
 """Streams of rows to streams of records: the first rows decide the format, the rest follow as they are read.
 
-Left out: a file of rejected rows, since a stream may be read any number of times, by any number of workers.
+A stream may be read any number of times, by any number of workers: each pass begins the file of rejected rows
+anew, and each worker writes its own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset
@@ -15,7 +17,7 @@ from datasets import IterableDataset
 from ftlib.data.loading.choose import LOOKED_AT
 from ftlib.data.loading.convert import Converter
 from ftlib.data.loading.outcome import Outcome
-from ftlib.data.loading.rejects import OnError, check_share
+from ftlib.data.loading.rejects import OnError, add_rejected, check_share, of_worker
 from ftlib.data.loading.sources import Source, plain_row
 from ftlib.data.problems import gathered
 from ftlib.data.reading import Located, Place
@@ -34,11 +36,12 @@ def streamed(
     converter: Callable[[Sequence[Located], Source], Converter],
     on_error: OnError,
     max_bad: float | None,
+    rejected_file: Path | None,
 ) -> IterableDataset:
     """The stream converted as it is read.
 
-    Bad rows are raised with those of their batch, or skipped and logged; more of them than `max_bad` of
-    the rows so far (counted as 1,000 at least) raise too.
+    Bad rows are raised with those of their batch, or skipped, logged and added to `rejected_file`; more of
+    them than `max_bad` of the rows so far (counted as 1,000 at least) raise too.
 
     Raises:
         DataError: a stream without rows, or in no known format; while it is read, bad rows.
@@ -55,9 +58,13 @@ def streamed(
         if indices[0] == 0:  # another pass
             total.rows = 0
             total.rejects.clear()
+            if rejected_file is not None:
+                of_worker(rejected_file).unlink(missing_ok=True)
         for row, index in zip(rows, indices, strict=True):
             outcome.add(_located(row, index, source), convert)
         _settle(outcome, total, on_error, max_bad)
+        if outcome.rejects and rejected_file is not None:
+            add_rejected(outcome.rejects, of_worker(rejected_file))
         names = list(dict.fromkeys(name for record in outcome.records for name in record))
         return {name: [record.get(name) for record in outcome.records] for name in names}
 
