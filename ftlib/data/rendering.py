@@ -18,7 +18,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from ftlib.data.segments import Conversation, Message
 from ftlib.errors import DataError
 
-__all__ = ["Renderer", "template_error"]
+__all__ = ["Renderer", "Spans", "template_error"]
+
+Spans = Mapping[int, tuple[int, int]]  # message -> its characters
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PRIVATE = range(0xF0000, 0xFFFFC, 2)  # code points without a meaning, taken in pairs
@@ -46,6 +48,7 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: re.Pattern[str]) -> None:
         self._tokenizer = tokenizer
+        self._special: dict[str, Any] = dict(tokenizer.special_tokens_map)  # known to templates by name
         self.control = control
         self._injects: dict[str | None, bool] = {}  # template -> it writes a system text of its own
 
@@ -55,31 +58,44 @@ class Renderer:
         Raises:
             DataError: code ``template``: the template refuses these messages, or there is none.
         """
-        try:
-            text = self._tokenizer.apply_chat_template(
-                _plain(conversation.messages),
-                tools=_as_list(conversation.tools),
-                chat_template=conversation.template,
-                add_generation_prompt=generation,
-                tokenize=False,
-            )
-        except _FAILURES as error:
-            raise template_error(
-                f"expected messages it can render, got {type(error).__name__}: {error}"
-            ) from error
-        return str(text)
+        (text,) = self.beginnings(conversation, [len(conversation.messages)], generation=generation)
+        return text
 
-    def with_literals(
-        self, conversation: Conversation, *, generation: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered text, and where people's own words in it look like control tokens.
+    def beginnings(
+        self, conversation: Conversation, counts: Sequence[int], *, generation: bool = False
+    ) -> list[str]:
+        """The text of the first so many messages, for each of `counts`, all at least 1.
+
+        Raises:
+            DataError: as in `render`.
+        """
+        texts, _ = self._rendered(conversation, counts, generation=generation)
+        return texts
+
+    def marked(self, conversation: Conversation) -> tuple[str, Spans]:
+        """The text of all messages, and assistant turn -> the characters the template marks as generated.
+
+        No spans where the marks are not one per turn, or are none.
+
+        Raises:
+            DataError: as in `render`.
+        """
+        turns = [k for k, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        marks = bool(turns) and self.has_marks(conversation)
+        (text,), (spans,) = self._rendered(conversation, [len(conversation.messages)], marks=marks)
+        return text, dict(zip(turns, spans, strict=True)) if len(spans) == len(turns) else {}
+
+    def literals(
+        self, conversation: Conversation, text: str, *, generation: bool = False
+    ) -> list[tuple[int, int]]:
+        """Where people's own words in `text`, the rendered conversation, look like control tokens.
 
         Such words are put between two private characters and rendered again; with the marks taken out,
         both texts must be equal.
+
+        Raises:
+            DataError: code ``template``: they are not.
         """
-        text = self.render(conversation, generation=generation)
-        if not self.has_control(conversation):
-            return text, []
         used = set(text).union(*_strings(conversation))
         opening, closing = next((chr(c), chr(c + 1)) for c in _PRIVATE if not {chr(c), chr(c + 1)} & used)
         marked = _mapped(conversation, lambda s: self.control.sub(rf"{opening}\g<0>{closing}", s))
@@ -99,27 +115,15 @@ class Renderer:
                 "the text holds control tokens that the template rearranges, so they cannot be kept as text. "
                 "Remove them from the data"
             )
-        return text, literals
+        return literals
 
-    def generation_spans(self, conversation: Conversation, text: str) -> dict[int, tuple[int, int]]:
-        """Assistant turn -> the characters the template marks as generated; empty without marks."""
-        tools = _as_list(conversation.tools)
-        template = self._tokenizer.get_chat_template(conversation.template, tools)
-        turns = [k for k, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-        if not turns or not _GENERATION.search(template):
-            return {}
-        variables: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
-        rendered: Any = render_jinja_template(
-            [_plain(conversation.messages)],
-            tools=tools,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **variables,
-        )
-        (written,), (spans,) = rendered
-        if not text.startswith(written) or len(spans) != len(turns):
-            return {}
-        return dict(zip(turns, spans, strict=True))
+    def has_marks(self, conversation: Conversation) -> bool:
+        """Whether the template of this conversation marks what is generated.
+
+        Raises:
+            DataError: code ``template``: there is none.
+        """
+        return _GENERATION.search(self._template(conversation)) is not None
 
     def injects_system(self, template: str | None) -> bool:
         """Whether the template writes a system text where the messages bring none."""
@@ -139,6 +143,44 @@ class Renderer:
         """Whether any string that people wrote holds a control token."""
         return any(self.control.search(string) for string in _strings(conversation))
 
+    def _rendered(
+        self,
+        conversation: Conversation,
+        counts: Sequence[int],
+        *,
+        generation: bool = False,
+        marks: bool = False,
+    ) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        """The text of the first so many messages, for each of `counts`, and what is marked in each.
+
+        One call for all, past the tokenizer, which would tell the template of its special tokens each time.
+        """
+        messages = _plain(conversation.messages)
+        try:
+            made: Any = render_jinja_template(
+                [messages[:count] for count in counts],
+                tools=None if conversation.tools is None else list(conversation.tools),
+                chat_template=self._template(conversation),
+                add_generation_prompt=generation,
+                return_assistant_tokens_mask=marks,
+                **self._special,
+            )
+        except _FAILURES as error:
+            raise _unrenderable(error) from error
+        texts, spans = made
+        return texts, spans or [[] for _ in texts]
+
+    def _template(self, conversation: Conversation) -> str:
+        tools = None if conversation.tools is None else list(conversation.tools)
+        try:
+            return str(self._tokenizer.get_chat_template(conversation.template, tools))
+        except _FAILURES as error:
+            raise _unrenderable(error) from error
+
+
+def _unrenderable(error: Exception) -> DataError:
+    return template_error(f"expected messages it can render, got {type(error).__name__}: {error}")
+
 
 def template_error(message: str) -> DataError:
     """A template that cannot be used on these messages."""
@@ -146,11 +188,11 @@ def template_error(message: str) -> DataError:
 
 
 def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
-
-
-def _as_list(tools: tuple[Any, ...] | None) -> list[Any] | None:
-    return None if tools is None else list(tools)
+    """As `apply_chat_template` gives them to a template, without our weights: null keys are absent."""
+    return [
+        {key: value for key, value in message.items() if key != "weight" and value is not None}
+        for message in messages
+    ]
 
 
 def _strings(conversation: Conversation) -> Iterator[str]:

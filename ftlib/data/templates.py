@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlib.data.rendering import Renderer, template_error
+from ftlib.data.rendering import Renderer, Spans, template_error
 from ftlib.data.segments import Conversation, Message, Role, Segment, Segments
 from ftlib.errors import DataError
 
@@ -46,6 +46,28 @@ class _Region:
     role: Role
     weight: float | None = None
     boundary: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class _Rendered:
+    """A conversation with its text.
+
+    Args:
+        conversation: what was rendered.
+        text: all messages, and the generation prompt if `asked`.
+        marked: assistant turn -> characters that the template marks as generated.
+        spelled: strings that people wrote hold control tokens.
+        literals: where these stand in `text`.
+        asked: the text ends in the generation prompt.
+    """
+
+    conversation: Conversation
+    text: str
+    marked: Spans
+    spelled: bool
+    literals: Sequence[tuple[int, int]]
+    asked: bool
 
 
 @final
@@ -79,12 +101,12 @@ class ChatTemplate:
             conversation: messages up to the turn to be written.
             trained: assistant turns among them that training learns; tokens are cut there as in training.
         """
-        text, literals = self._renderer.with_literals(conversation, generation=True)
+        whole = self._whole(conversation, asked=True)
         try:
-            regions, _ = self._regions(conversation, trained, text, spread=False, ended=False)
+            regions, _ = self._regions(whole, trained, spread=False)
         except _UnverifiedError:
             regions = []
-        parts = _segments(text, regions, literals)
+        parts = _segments(whole, regions)
         return Segments((*parts, Segment("", "assistant", boundary=True)), bos=False, eos=False)
 
     def layout(
@@ -135,80 +157,75 @@ class ChatTemplate:
         return stops
 
     def _example(self, conversation: Conversation, trained: Sequence[int], *, spread: bool) -> Segments:
-        text, literals = self._renderer.with_literals(conversation)
-        regions, stopped = self._regions(conversation, trained, text, spread=spread)
-        return Segments(_segments(text, regions, literals), bos=False, eos=not stopped)
+        whole = self._whole(conversation)
+        regions, stopped = self._regions(whole, trained, spread=spread)
+        return Segments(_segments(whole, regions), bos=False, eos=not stopped)
+
+    def _whole(self, conversation: Conversation, *, asked: bool = False) -> _Rendered:
+        """The conversation rendered, `asked` with the generation prompt."""
+        marked: Spans = {}
+        if not asked:
+            text, marked = self._renderer.marked(conversation)
+        else:
+            text = self._renderer.render(conversation, generation=True)
+            if self._renderer.has_marks(conversation):
+                written, spans = self._renderer.marked(conversation)
+                marked = spans if text.startswith(written) else {}
+        spelled = self._renderer.has_control(conversation)
+        literals = self._renderer.literals(conversation, text, generation=asked) if spelled else []
+        return _Rendered(conversation, text, marked, spelled, literals, asked)
 
     def _regions(
-        self,
-        conversation: Conversation,
-        trained: Sequence[int],
-        text: str,
-        *,
-        spread: bool,
-        ended: bool = True,
+        self, whole: _Rendered, trained: Sequence[int], *, spread: bool
     ) -> tuple[list[_Region], bool]:
-        """The spans of the trained turns (and weighted messages) in `text`; whether the last one stops.
-
-        `ended`: no generation prompt follows the last message in `text`.
-        """
-        marked = self._renderer.generation_spans(conversation, text)
+        """The spans of the trained turns (and weighted messages) in the text; whether the last one stops."""
+        if 0 in trained:
+            raise _UnverifiedError("the conversation starts with an assistant turn, so nothing prompts it")
+        messages, text = whole.conversation.messages, whole.text
         regions = []
         stopped = True
-        for k in trained:
-            is_last = k == len(conversation.messages) - 1
-            through = text if is_last and ended else None
-            start, stop = self._turn(conversation, k, text, marked, through)
+        prompts = self._renderer.beginnings(whole.conversation, trained, generation=True)
+        for k, prompt in zip(trained, prompts, strict=True):
+            is_last = k == len(messages) - 1
+            stop = self._turn(whole, k, prompt)
             if stop == _NO_STOP:
                 if not is_last:
                     raise _UnverifiedError("the template ends this turn without a stop token")
                 stop, stopped = len(text), False
-            regions.append(
-                _Region(start, stop, "assistant", _weight(conversation.messages[k]), boundary=True)
-            )
+            regions.append(_Region(len(prompt), stop, "assistant", _weight(messages[k]), boundary=True))
             blank = len(text) - len(text[stop:].lstrip())
             regions.append(_Region(stop, len(text) if is_last else blank, "tail"))
         if spread:
-            for k in _weighted(conversation, trained):
-                start = len(self._before(conversation, k)) if k else 0
-                through = self._before(conversation, k + 1)
+            for k in _weighted(whole.conversation, trained):
+                start = len(self._through(whole, k - 1)) if k else 0
+                through = self._through(whole, k)
                 if not text.startswith(through):
                     raise _UnverifiedError(f"message {k + 1} has a weight, but no span of its own")
-                regions.append(_Region(start, len(through), "prompt", _weight(conversation.messages[k])))
+                regions.append(_Region(start, len(through), "prompt", _weight(messages[k])))
         return sorted(regions, key=lambda region: region.start), stopped
 
-    def _turn(
-        self,
-        conversation: Conversation,
-        k: int,
-        text: str,
-        marked: Mapping[int, tuple[int, int]],
-        through: str | None,
-    ) -> tuple[int, int]:
-        """Start of turn k in `text`, and the end of its stop token or `_NO_STOP`.
+    def _turn(self, whole: _Rendered, k: int, prompt: str) -> int:
+        """The end of turn k's stop token in the text, or `_NO_STOP`; the turn starts where `prompt` ends.
 
-        `through`: the messages up to turn k, where they were rendered already.
+        `prompt`: what inference continues with turn k.
         """
-        if k == 0:
-            raise _UnverifiedError("the conversation starts with an assistant turn, so nothing prompts it")
-        prompt = self._before(conversation, k, generation=True)
-        if k in marked and text.startswith(prompt) and marked[k][0] == len(prompt):
-            end = self._stop(conversation, k, text[: marked[k][1]], len(prompt))
+        text, start = whole.text, len(prompt)
+        if k in whole.marked and text.startswith(prompt) and whole.marked[k][0] == start:
+            end = self._stop(whole, k, text[: whole.marked[k][1]], start)
             if end != _NO_STOP:
-                return len(prompt), end
-        if through is None:
-            through = self._before(conversation, k + 1)
+                return end
+        through = self._through(whole, k)
         if not through.startswith(prompt):
             raise _UnverifiedError("the rendered turn does not start with its generation prompt")
-        end = self._stop(conversation, k, through, len(prompt))
+        end = self._stop(whole, k, through, start)
         if not text.startswith(through if end == _NO_STOP else through[:end]):
             raise _UnverifiedError("the template renders this turn differently once others follow")
-        return len(prompt), end
+        return end
 
-    def _stop(self, conversation: Conversation, k: int, text: str, start: int) -> int:
+    def _stop(self, whole: _Rendered, k: int, text: str, start: int) -> int:
         """End of the first control token after the content of turn k; of the last one after tool calls."""
-        message = conversation.messages[k]
-        literals = self._literals_of(conversation, k + 1, text)
+        message = whole.conversation.messages[k]
+        literals = self._literals_of(whole, k + 1, text)
         controls = [
             match.span()
             for match in self._renderer.control.finditer(text, start)
@@ -231,18 +248,20 @@ class ChatTemplate:
             controls = [(a, b) for a, b in controls if a >= where]
         return controls[0][1] if controls else _NO_STOP
 
-    def _literals_of(self, conversation: Conversation, count: int, text: str) -> list[tuple[int, int]]:
-        part = replace(conversation, messages=conversation.messages[:count])
-        if not self._renderer.has_control(part):
+    def _literals_of(self, whole: _Rendered, count: int, text: str) -> list[tuple[int, int]]:
+        part = replace(whole.conversation, messages=whole.conversation.messages[:count])
+        if not (whole.spelled and self._renderer.has_control(part)):
             return []
-        rendered, literals = self._renderer.with_literals(part)
+        rendered = self._renderer.render(part)
+        literals = self._renderer.literals(part, rendered)
         return literals if rendered.startswith(text) or text.startswith(rendered) else []
 
-    def _before(self, conversation: Conversation, count: int, *, generation: bool = False) -> str:
-        """The first `count` messages, rendered."""
-        return self._renderer.render(
-            replace(conversation, messages=conversation.messages[:count]), generation=generation
-        )
+    def _through(self, whole: _Rendered, k: int) -> str:
+        """The messages up to and with message k, rendered."""
+        if k == len(whole.conversation.messages) - 1 and not whole.asked:
+            return whole.text
+        (text,) = self._renderer.beginnings(whole.conversation, [k + 1])
+        return text
 
 
 def _holds(text: str, said: str) -> bool:
@@ -280,10 +299,9 @@ def _last_outside(text: str, content: str, start: int, spans: Sequence[tuple[int
     return None
 
 
-def _segments(
-    text: str, regions: Sequence[_Region], literals: Sequence[tuple[int, int]]
-) -> tuple[Segment, ...]:
-    """`text` cut where the role changes; what no region covers is prompt."""
+def _segments(whole: _Rendered, regions: Sequence[_Region]) -> tuple[Segment, ...]:
+    """The text cut where the role changes; what no region covers is prompt."""
+    text, literals = whole.text, whole.literals
     parts: list[Segment] = []
     done = 0
     for region in (*regions, _Region(len(text), len(text), "tail")):

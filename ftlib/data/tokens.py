@@ -60,15 +60,20 @@ class TokenBackend:
                 f"Encoder: expected a tokenizer with a fast backend, got {type(tokenizer).__name__}, which "
                 "gives no character offsets. Load it with AutoTokenizer, or convert it to tokenizer.json."
             )
-        self.tokenizer = copy.deepcopy(tokenizer)
-        spec = json.loads(tokenizer.backend_tokenizer.to_str())
+        backend = tokenizer.backend_tokenizer
+        written = backend.to_str()
+        # The vocabulary is written and read once: of several hundred milliseconds, most go into that.
+        self.tokenizer = copy.deepcopy(tokenizer, {id(backend): Tokenizer.from_str(written)})
+        spec = json.loads(written)
+        post_processor = spec["post_processor"]
         spec |= {"truncation": None, "padding": None, "post_processor": None}
         if "dropout" in spec["model"]:
             spec["model"]["dropout"] = None  # random merges would train ids that inference never sees
         inner = {**spec, **copy.deepcopy({name: spec[name] for name in ("normalizer", "pre_tokenizer")})}
         _without_word_start(inner)
-        self.fingerprint = _fingerprint(self.tokenizer, spec)
-        self._starting = Tokenizer.from_str(json.dumps(spec))
+        written = json.dumps(spec)
+        self.fingerprint = _fingerprint(self.tokenizer, written, post_processor)
+        self._starting = Tokenizer.from_str(written)
         self.marks_start = inner != spec
         self._inner = Tokenizer.from_str(json.dumps(inner)) if self.marks_start else self._starting
         self.control = _control_pattern(self.tokenizer)
@@ -145,14 +150,16 @@ def _weights(offsets: Iterable[tuple[int, int]], runs: Sequence[tuple[int, float
     weights = []
     done = run = 0
     for start, end in offsets:
-        start = min(done, start)
+        if done < start:
+            start = done
         while runs[run][0] <= start and run < len(runs) - 1:
             run += 1
         last = run
         while runs[last][0] < end and last < len(runs) - 1:
             last += 1
-        weights.append(max(weight for _, weight in runs[run : last + 1]))
-        done = max(done, end)
+        weights.append(runs[run][1] if run == last else max(weight for _, weight in runs[run : last + 1]))
+        if end > done:
+            done = end
     return weights
 
 
@@ -200,13 +207,13 @@ def _without_prepend(step: dict[str, Any] | None) -> dict[str, Any] | None:
     return step
 
 
-def _fingerprint(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
+def _fingerprint(tokenizer: PreTrainedTokenizerBase, written: str, post_processor: Any) -> str:
     """Changes with anything that changes ids: vocabulary, rules, special tokens, chat template."""
     own = {
-        "spec": spec,
+        "spec": written,
         "template": tokenizer.chat_template,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "control": sorted(tokenizer.chat_control_tokens or ()),
-        "post_processor": json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"],
+        "post_processor": post_processor,
     }
     return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -211,9 +211,8 @@ def slotted(
     def fits(row: Row) -> bool:
         here = found(row)
         needed = ((slot, spec) for slot, spec in slots.items() if spec.needed)
-        return not (unless or compares)(row) and all(
-            slot in here and spec.holds(here[slot]) for slot, spec in needed
-        )
+        there = all(slot in here and spec.holds(here[slot]) for slot, spec in needed)
+        return there and not (unless or compares)(row)
 
     return Rule(
         name,
