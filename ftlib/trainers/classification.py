@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, cast, final
 
 import numpy as np
 from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -36,10 +37,12 @@ from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter, check_ids, context_length, encode, is_encoded
 from ftlib.trainers.options import refuse_without_effect
 from ftlib.trainers.result import TrainResult
+from ftlib.trainers.scores import seen_scores
 from ftlib.trainers.trained import Examples
 
 __all__ = ["ClassWeights", "ClassificationTrainer"]
 
+Floats = NDArray[np.float64]
 ClassWeights = Literal["balanced"] | Sequence[float] | Mapping[str, float]
 
 
@@ -153,8 +156,10 @@ class ClassificationTrainer(Trainer):
     def evaluate(self, dataset: Any = None) -> dict[str, float]:
         """Loss, and `evaluation.classification_metrics`: accuracy, precision, recall, areas, calibration."""
         data = self._evaluated(dataset)
-        metrics = super().evaluate(data)
-        more = classification_metrics(self.outcomes(data), beta=self._beta)
+        with seen_scores(self.engine, data) as seen:
+            metrics = super().evaluate(seen.rows)
+        said_BK = self._probabilities(np.asarray([scores_K for (scores_K,) in seen.by_row()], np.float64))
+        more = classification_metrics(self._outcomes(data, said_BK), beta=self._beta)
         return metrics | {f"eval_{name}": value for name, value in more.items()}
 
     def outcomes(self, dataset: Any = None) -> Outcomes:
@@ -165,7 +170,7 @@ class ClassificationTrainer(Trainer):
         """
         data = self._evaluated(dataset)
         said = [row["probabilities"] for row in self.predict(data)]
-        return Outcomes(self.labels, self._truth(data), np.asarray(said), self._labels.several)
+        return self._outcomes(data, np.asarray(said))
 
     def predict(self, dataset: Any) -> list[dict[str, Any]]:
         """What the model says of each row, in order.
@@ -181,16 +186,15 @@ class ClassificationTrainer(Trainer):
 
     def predictions(self, data: Examples) -> list[dict[str, Any]]:
         """See `predict`."""
-        classes = cast(Classes, classes_of(self.model))
         rows: list[dict[str, Any]] = [{} for _ in data]
         for members in pack([int(row["length"]) for row in data], self.engine.max_tokens):
             batch = collate([data[index] for index in members]).to(self.engine.device)
             scores_BK = cast(Tensor, forward(self.engine.scorer, batch, scores=True).scores_CK).cpu().numpy()
-            said_BK = probabilities(scores_BK, several=classes.several, temperature=classes.temperature)
+            said_BK = self._probabilities(scores_BK)
             for index, scores_K, said_K in zip(members, scores_BK, said_BK, strict=True):
                 above = [name for name, share in zip(self.labels, said_K, strict=True) if share > 0.5]
                 rows[index] = {
-                    "label": above if classes.several else self.labels[int(said_K.argmax())],
+                    "label": above if self._labels.several else self.labels[int(said_K.argmax())],
                     "probabilities": said_K.tolist(),
                     "scores": scores_K.tolist(),
                 }
@@ -225,6 +229,14 @@ class ClassificationTrainer(Trainer):
         """See `Trainer.step`."""
         self._set_temperature(1.0)
         return super().step(batch)
+
+    def _probabilities(self, scores_BK: Floats) -> Floats:
+        """At the fitted temperature, if there is one."""
+        classes = cast(Classes, classes_of(self.model))
+        return probabilities(scores_BK, several=classes.several, temperature=classes.temperature)
+
+    def _outcomes(self, data: Examples, said_BK: Floats) -> Outcomes:
+        return Outcomes(self.labels, self._truth(data), said_BK, self._labels.several)
 
     def _set_temperature(self, temperature: float) -> None:
         classes = cast(Classes, classes_of(self.model))

@@ -26,6 +26,7 @@ from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter
 from ftlib.trainers.options import refuse_without_effect
 from ftlib.trainers.result import TrainResult
+from ftlib.trainers.scores import seen_scores
 from ftlib.trainers.trained import Examples
 
 __all__ = ["RewardTrainer"]
@@ -103,8 +104,11 @@ class RewardTrainer(Trainer):
 
         With data of several files, the metrics of each are under its name too.
         """
-        metrics = super().evaluate(dataset)
-        more = pair_metrics(self.answers(dataset))
+        data = self._evaluated(dataset)
+        with seen_scores(self.engine, data) as seen:
+            metrics = super().evaluate(seen.rows)
+        scored = zip(seen.rows, seen.by_row(), strict=True)
+        more = pair_metrics([as_answers(row, [score for (score,) in scores]) for row, scores in scored])
         return metrics | {f"eval_{name}": value for name, value in more.items()}
 
     def answers(self, dataset: Any = None) -> list[ScoredAnswers]:

@@ -289,6 +289,22 @@ def test_an_evaluation_is_scikit_learns_on_what_is_predicted(rows: Any) -> None:
     assert list(class_report(outcomes)) == names
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_reads_each_row_once(kind: str) -> None:
+    trainer = made(kind, max_tokens=40)
+    trainer.calibrate(ROWS)
+    expected = classification_metrics(trainer.outcomes(ROWS))
+    read: list[int] = []
+    hook = trainer.engine.scorer.register_forward_hook(
+        lambda _, given, __: read.append(given[0].continuations)
+    )
+    found = trainer.evaluate(ROWS)
+    hook.remove()
+    assert sum(read) == len(ROWS)
+    assert len(read) > 1
+    assert {name: found[f"eval_{name}"] for name in expected} == pytest.approx(expected, rel=RELATIVE)
+
+
 def test_evaluations_of_a_run_can_choose_the_best() -> None:
     trainer = made(eval_rows=ROWS, epochs=3, eval_steps=2, metric_for_best="f1_macro", load_best=True)
     result = trainer.train()

@@ -22,7 +22,8 @@ import ftlib as ft
 from ftlib.adapters import attach, full, lora, merge
 from ftlib.data import Encoder, formatters
 from ftlib.errors import CapabilityError, ConfigError, DataError
-from ftlib.evaluation import plots
+from ftlib.evaluation import pair_metrics, plots
+from ftlib.models import Scored
 from ftlib.objectives import Reward
 from ftlib.trainers import RewardTrainer
 from tests.data.tokenizers_zoo import tiny as tiny_tokenizer
@@ -178,6 +179,35 @@ def test_an_evaluation_is_what_its_scores_say() -> None:
     found = trainer.evaluate()
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=RELATIVE)
     assert found == trainer.evaluate(UNSEEN)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 40}, {"eval_batch_size": 1}], ids=str)
+def test_an_evaluation_reads_each_answer_once(options: dict[str, Any]) -> None:
+    """Micro-batches take rows in another order; scores find back to theirs."""
+    trainer = reward(eval_data=UNSEEN, **options)
+    predicted = trainer.answers(UNSEEN)
+    read: list[int] = []
+    hook = trainer.engine.scorer.register_forward_hook(
+        lambda _, given, __: read.append(given[0].continuations)
+    )
+    found = trainer.evaluate()
+    hook.remove()
+    assert sum(read) == 2 * len(UNSEEN)
+    expected = {f"eval_{name}": value for name, value in pair_metrics(predicted).items()}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=RELATIVE)
+
+
+def test_an_objective_that_scores_nothing_is_refused_by_an_evaluation() -> None:
+    class Constant:
+        def counts(self, batch: Any) -> Any:
+            return {"nothing": torch.ones(())}
+
+        def __call__(self, model: Any, batch: Any) -> Any:
+            return ft.objectives.SFT().of(Scored(torch.zeros_like(batch.weights_N)), batch)
+
+    trainer = reward(objective=Constant())
+    with pytest.raises(CapabilityError, match=r"expected an objective that scores every row \(3\), got .* 0"):
+        trainer.evaluate(UNSEEN)
 
 
 def test_the_area_under_the_curve_is_scikit_learns() -> None:
