@@ -145,7 +145,7 @@ class Trainer(Boundaries):
         self.boundary = Boundary()
         self._epoch_ends = False
         self._random: RandomState | None = None  # where an earlier `train()` left the generators
-        self._best_weights = None
+        self._set_best = None
         self.callbacks.dispatch("on_init_end")
 
     # -- what a subclass says ------------------------------------------------------------------
@@ -313,7 +313,7 @@ class Trainer(Boundaries):
         boundary = self.checkpoints.resume(resume, allow_changes)
         if boundary is None:
             return
-        self.boundary, self._best_weights = boundary, None
+        self.boundary, self._set_best = boundary, None
         self._tell_state()
         self.state.log_history = list(boundary.history)
         self.state.best_metric = boundary.best["metric"]

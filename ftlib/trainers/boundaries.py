@@ -6,15 +6,16 @@ answered, in the order of transformers' own trainer. What is still unanswered go
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
 from transformers import TrainerState
 
 from ftlib.data.sampler import StepSampler
 from ftlib.engine.callbacks import CallbackDispatcher, update_best
 from ftlib.engine.window import LogWindow, peak_memory
 from ftlib.trainers.checkpoints import Checkpoints
+from ftlib.trainers.snapshot import Stateful, kept_weights
 from ftlib.trainers.trained import TrainedModel
 
 __all__ = ["REQUESTS", "Boundaries"]
@@ -31,7 +32,11 @@ class Boundaries(TrainedModel):
     checkpoints: Checkpoints
     state: TrainerState
     _epoch_ends: bool  # and its end is not yet told
-    _best_weights: dict[str, Tensor] | None  # where no checkpoint holds them
+    _set_best: Callable[[], None] | None  # where no checkpoint holds the best weights
+
+    def stateful_parts(self) -> Mapping[str, Stateful]:
+        """What has a state beside weights and optimiser; a subclass says it."""
+        raise NotImplementedError
 
     def shown(self, row: dict[str, float]) -> dict[str, float]:
         """The row of a step or of several, as it is logged."""
@@ -100,7 +105,7 @@ class Boundaries(TrainedModel):
         best = update_best(self.callbacks.args, self.state, metrics)
         if best:
             self.boundary.best = {"metric": self.state.best_metric, "step": self.state.best_global_step}
-            self._best_weights = None
+            self._set_best = None
         return best
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -119,12 +124,12 @@ class Boundaries(TrainedModel):
         if self.checkpoints.save(self.boundary, best=best):
             self.callbacks.dispatch("on_save")
         elif best and self.config.load_best:
-            self._best_weights = self.engine.masters.copies()
+            self._set_best = kept_weights(self.engine, self.stateful_parts())
 
     def _finish(self) -> None:
         self._save()
-        if self.config.load_best and self._best_weights is not None:
-            self.engine.masters.load(self._best_weights)
+        if self.config.load_best and self._set_best is not None:
+            self._set_best()
         elif self.config.load_best and self.boundary.best["step"] is not None:
             self.checkpoints.load_best(self.boundary.best["step"])
         self.callbacks.dispatch("on_train_end")

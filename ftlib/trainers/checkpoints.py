@@ -166,7 +166,7 @@ class Checkpoints:
                 continue
             if manifest["run_id"] == self._run_id and manifest["step"] == step and manifest["best"]:
                 verify(path)
-                snapshot.load_weights(path, self.engine)
+                snapshot.load_weights(path, self.engine, self._parts())
                 return
         raise CheckpointError(
             f"{folder}: expected the best checkpoint, of step {step}, got none of this run. "

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from ftlib import adapters
 from ftlib.adapters.attach import AnyModel, model_capabilities
@@ -111,9 +111,8 @@ class OwnCritic:
         """Weights, moments, schedule."""
         engine = self.engine
         moments, options = flatten_optimizer(engine.optimizer, engine.masters.named)
-        weights = {f"weights/{name}": weight.detach() for name, weight in engine.masters.named.items()}
         return {
-            **weights,
+            **{f"weights/{name}": weight.detach() for name, weight in engine.masters.named.items()},
             **{f"moments/{name}": moment for name, moment in moments.items()},
             "options": options,
             "schedule": engine.schedule.state_dict(),
@@ -122,11 +121,19 @@ class OwnCritic:
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Take such a state over."""
         engine = self.engine
-        parts: dict[str, dict[str, Any]] = {"weights": {}, "moments": {}}
-        for name, value in state.items():
-            kind, _, inner = name.partition("/")
-            if kind in parts:
-                parts[kind][inner] = value
-        engine.masters.load(parts["weights"])
-        restore_optimizer(engine.optimizer, engine.masters.named, parts["moments"], state["options"])
+        self.load_weights(state)
+        restore_optimizer(engine.optimizer, engine.masters.named, _under("moments", state), state["options"])
         engine.schedule.load_state_dict(state["schedule"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of what is trained, by the names of `state_dict`."""
+        return {f"weights/{name}": weight for name, weight in self.engine.masters.copies().items()}
+
+    def load_weights(self, state: Mapping[str, Any], /) -> None:
+        """Take the weights of such a state over, and nothing else."""
+        self.engine.masters.load(_under("weights", state))
+
+
+def _under(kind: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = f"{kind}/"
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

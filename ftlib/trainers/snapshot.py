@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -28,7 +28,17 @@ from ftlib.engine.files import load_state, load_tensors, save_state, save_tensor
 from ftlib.engine.optimizer_state import flatten_optimizer, restore_optimizer
 from ftlib.engine.window import LogWindow
 
-__all__ = ["Boundary", "Counters", "Stateful", "expected_bytes", "load_weights", "read", "write"]
+__all__ = [
+    "Boundary",
+    "Counters",
+    "Stateful",
+    "Trained",
+    "expected_bytes",
+    "kept_weights",
+    "load_weights",
+    "read",
+    "write",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +52,17 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any], /) -> object:
         """Take such a state over: tensors come bit for bit, on the CPU; tuples come as lists."""
+
+
+@runtime_checkable
+class Trained(Stateful, Protocol):
+    """A part that learns beside the model, such as a critic: the best evaluation has weights of it too."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Copies of what is trained, by the names of `state_dict`."""
+
+    def load_weights(self, state: Mapping[str, Any], /) -> None:
+        """Take the weights of such a state over, and nothing else."""
 
 
 @final
@@ -142,7 +163,7 @@ def read(
         Where the run stood, and what its callbacks remembered.
     """
     state = load_state(folder / "state.json")
-    load_weights(folder, engine)
+    load_weights(folder, engine, {})  # the parts are set whole, below
     present = [{**group, "params": None} for group in engine.optimizer.param_groups]
     moments = load_tensors(folder / "optimizer.safetensors")
     restore_optimizer(engine.optimizer, engine.masters.named, moments, state["optimizer"])
@@ -203,13 +224,32 @@ def _restore(parts: Mapping[str, Stateful], folder: Path, values: Mapping[str, M
         if part not in values:
             logger.warning("%s holds no state of %r, which goes on as it is now", folder, part)
             continue
-        own = {name.partition("/")[2]: each for name, each in tensors.items() if name.startswith(f"{part}/")}
-        owner.load_state_dict({**values[part], **own})
+        owner.load_state_dict({**values[part], **_tensors_of(part, tensors)})
 
 
-def load_weights(folder: Path, engine: Engine) -> None:
-    """Set the trained weights, and nothing else, to those of a checkpoint."""
+def _tensors_of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.partition("/")[2]: each for name, each in tensors.items() if name.startswith(f"{part}/")}
+
+
+def load_weights(folder: Path, engine: Engine, parts: Mapping[str, Stateful]) -> None:
+    """Set the trained weights, those of parts among them, and nothing else, to those of a checkpoint."""
     engine.masters.load(load_tensors(folder / "train_state.safetensors"))
+    for part, owner in parts.items():
+        if isinstance(owner, Trained):
+            owner.load_weights(_tensors_of(part, load_tensors(folder / "parts.safetensors")))
+
+
+def kept_weights(engine: Engine, parts: Mapping[str, Stateful]) -> Callable[[], None]:
+    """Copies the trained weights, those of parts among them; what comes back sets them again."""
+    own = engine.masters.copies()
+    others = [(part, part.weights()) for part in parts.values() if isinstance(part, Trained)]
+
+    def restore() -> None:
+        engine.masters.load(own)
+        for part, weights in others:
+            part.load_weights(weights)
+
+    return restore
 
 
 def expected_bytes(engine: Engine, parts: Mapping[str, Stateful]) -> int:

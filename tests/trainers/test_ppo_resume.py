@@ -12,7 +12,7 @@ from ftlib.errors import CheckpointError
 from ftlib.models.references import FrozenCopy, Snapshot
 from ftlib.trainers import PPOTrainer, TrainResult, snapshot
 from tests.models.policies import train as move
-from tests.trainers.ppo_tiny import ppo, prompts, weights
+from tests.trainers.ppo_tiny import by_tokens, ppo, prompts, weights
 from tests.trainers.tiny import At, without_clock
 from tests.trainers.tiny import rows as text_rows
 
@@ -156,6 +156,43 @@ def test_a_stop_while_sampling_leaves_the_rollout_to_the_next_run(tmp_path):
     assert (result.stopped_by, result.metrics["steps"]) == ("stop()", 2)
     resumed, _ = run(tmp_path, resume=True)
     assert_same_state(state_of(resumed), state_of(expected))
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["in a checkpoint", "in memory"])
+def test_the_best_evaluation_has_its_critic_too(tmp_path, stored):
+    """Scores fall from the second update on, so that one is the best of four."""
+    seen: list[PPOTrainer] = []
+    best: dict[str, torch.Tensor] = {}
+
+    def highest_at_two(prompts: Any, completions: Any, *, completion_ids: list[list[int]]) -> list[float]:
+        away = abs(seen[0].iteration - 2) if seen else 0
+        return [score - 10 * away for score in by_tokens(prompts, completions, completion_ids=completion_ids)]
+
+    def trained() -> dict[str, torch.Tensor]:
+        assert seen[0].critic is not None
+        critic = {f"critic/{name}": weight for name, weight in seen[0].critic.weights().items()}
+        return weights(seen[0]) | critic
+
+    options = OPTIONS | {"scale_scores": False, "kl_target": None, "kl_horizon": 10_000.0}
+    trainer = ppo(
+        reward=highest_at_two,
+        eval_prompts=prompts(2),
+        critic="adapter",
+        output_dir=tmp_path if stored else None,
+        callbacks=[At("on_evaluate", 2, lambda control: best.update(trained()))],
+        **(options | {"max_steps": 4, "eval_steps": 1, "load_best": True}),
+    )
+    seen.append(trainer)
+    at_last: dict[str, torch.Tensor] = {}
+    trainer.add_callback(At("on_step_end", 4, lambda control: at_last.update(trained())))
+    result = trainer.train()
+    assert result.metrics["best_step"] == 2
+    found = trained()
+    for name, weight in best.items():
+        assert torch.equal(found[name], weight), name
+    moved = {name.split("/")[0] for name in best if not torch.equal(at_last[name], best[name])}
+    assert "critic" in moved  # the control: both went on after their best
+    assert len(moved) > 1
 
 
 def test_other_settings_are_refused(tmp_path):
