@@ -101,7 +101,7 @@ def attach(
         require_trainable(model)
         return model.requires_grad_(True)
     config = _bound_copy(model, adapter.config)
-    fit_eva(config, model, adapter.data)
+    fit_eva(config, adapter.data)
     fit_new_tokens(config, model)
     require_plain_layout(config, model)
     if isinstance(model, PeftModel):

@@ -28,6 +28,7 @@ from ftlib.trainers import DPOTrainer
 from tests.data.tokenizers_zoo import tiny
 from tests.models_zoo import tiny_model
 from tests.packed import random_batch
+from tests.seq2seq import START, t5_model
 from tests.trainers.ppo_tiny import ppo
 from tests.trainers.preferences import PAIRS, moved, preference_run, preference_trainer
 from tests.trainers.runs import assert_same, stop_after
@@ -92,6 +93,32 @@ def test_eva_points_its_first_factor_where_the_inputs_vary_most(arch: str) -> No
         held = (inputs_TI - inputs_TI.mean(0)) @ a_rI.T
         assert float(held.square().sum()) > 0.8 * float(best_T.square().sum())
         assert not bool(layer.lora_B["default"].weight.any())
+
+
+@pytest.mark.parametrize("long", [0, 7])
+def test_eva_shows_each_half_of_an_encoder_decoder_its_own_text(long: int) -> None:
+    """Also where prompts and completions of a batch are of one length, as eight tokens each."""
+    ids = torch.randint(3, 90, (24, 16), generator=torch.Generator().manual_seed(1)).tolist()
+    data = [
+        {"prefix_ids": row[: 8 - index % 3], "continuation_ids": [row[8 - long * (index % 2) :]]}
+        for index, row in enumerate(ids)
+    ]
+    torch.manual_seed(0)
+    model = attach(t5_model(), lora(4, init="eva", data=data))
+    seen: dict[int, list[Tensor]] = {}
+    for index, layer in enumerate(layers(model)):
+        layer.register_forward_pre_hook(lambda _, x, i=index: seen.setdefault(i, []).append(x[0][0]))
+    for row in data:
+        read = [START, *row["continuation_ids"][0][:-1]]
+        with torch.no_grad():
+            model.eval()(input_ids=torch.tensor([row["prefix_ids"]]), decoder_input_ids=torch.tensor([read]))
+    for index, layer in enumerate(layers(model)):
+        a_rI, inputs_TI = layer.lora_A["default"].weight.detach(), torch.cat(seen[index])
+        best_T = torch.linalg.svdvals(inputs_TI - inputs_TI.mean(0))[: len(a_rI)]
+        held = (inputs_TI - inputs_TI.mean(0)) @ a_rI.T
+        assert float(held.square().sum()) > 0.9 * float(best_T.square().sum())
+    with pytest.raises(DataError, match="with prompt and completion for an encoder-decoder"):
+        attach(t5_model(), lora(4, init="eva", data=[[3, 4, 5]]))
 
 
 def test_eva_shares_out_the_ranks_and_keeps_their_sum() -> None:
