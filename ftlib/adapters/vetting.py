@@ -1,27 +1,53 @@
 """What a saved adapter may not contain, looked at before anything is built from it.
 
 Weights come from safetensors only: pickles run code when read. A configuration may name code or kernels
-to fetch, or a size that no memory holds; both are refused.
+to fetch, a kind that reads other files, or a size that no memory holds; all are refused. `load_adapter` is
+the one way in, and runs this check; `ftlib.load` runs it before it reads a base, too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils.peft_types import PeftType
 from safetensors import SafetensorError, safe_open
 
 from ftlib.errors import CheckpointError, ConfigError
 
-__all__ = ["WEIGHTS", "check_adapter", "code_keys", "read_json"]
+__all__ = ["NEW_TOKENS", "WEIGHTS", "check_adapter", "code_keys", "read_json", "rows_beside", "rows_files"]
 
 WEIGHTS = "adapter_model.safetensors"
+NEW_TOKENS = "new_tokens"  # a subfolder, or flat files: rows of the tables, as an adapter of their own
+_CONFIG = "adapter_config.json"
 _CODE_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "kernel_config", "use_kernels")
+_EMPTY: tuple[object, ...] = (None, False, {}, [], "")
 _MAX_CONFIG_BYTES = 16 * 2**20
 _ADAPTER_LIBRARIES = ("transformers", "peft")
+_KINDS = (  # all that these need is in their two files
+    "LORA",
+    "ADALORA",
+    "IA3",
+    "LOHA",
+    "LOKR",
+    "OFT",
+    "BOFT",
+    "HRA",
+    "VERA",
+    "LN_TUNING",
+    "FOURIERFT",
+    "TRAINABLE_TOKENS",
+    "PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+)
+# of configurations that are known otherwise: a library to import, layers to multiply, statistics to unpickle
+_REFUSED_KEYS = ("megatron_config", "layer_replication", "corda_config")
 
 
 def check_adapter(folder: Path) -> None:
@@ -33,13 +59,45 @@ def check_adapter(folder: Path) -> None:
         ConfigError: not an adapter's folder, or a configuration that is refused.
         CheckpointError: weights that cannot be read, or hold NaN or infinity.
     """
-    config_path, weights_path = folder / "adapter_config.json", folder / WEIGHTS
-    if not config_path.is_file():
-        raise ConfigError(f"load: expected a saved adapter, found no adapter_config.json in {folder}.")
+    if not (folder / _CONFIG).is_file():
+        raise ConfigError(f"load: expected a saved adapter, found no {_CONFIG} in {folder}.")
+    _check(folder / _CONFIG, folder / WEIGHTS, _KINDS)
+    rows = rows_beside(folder)
+    if rows is not None:
+        _check(*rows, ("TRAINABLE_TOKENS",))
+
+
+def rows_files(folder: Path, *, flat: bool) -> tuple[Path, Path]:
+    """Configuration and weights of the rows of new tokens beside an adapter.
+
+    Args:
+        folder: the adapter's.
+        flat: beside its files, as in a checkpoint; else in a folder of their own, which peft reads.
+    """
+    if flat:
+        return folder / f"{NEW_TOKENS}.json", folder / f"{NEW_TOKENS}.safetensors"
+    return folder / NEW_TOKENS / _CONFIG, folder / NEW_TOKENS / WEIGHTS
+
+
+def rows_beside(folder: Path) -> tuple[Path, Path] | None:
+    """Those that are there; None where the adapter has none beside it."""
+    for flat in (False, True):
+        files = rows_files(folder, flat=flat)
+        if files[0].is_file():
+            return files
+    return None
+
+
+def _check(config_path: Path, weights_path: Path, kinds: Sequence[str]) -> None:
     if not weights_path.is_file():
-        raise ConfigError(f"load: expected {WEIGHTS} in {folder}, found none. Pickles (.bin) are not read.")
+        raise ConfigError(
+            f"load: expected {weights_path.name} in {weights_path.parent}, found none. Pickles (.bin) are "
+            "not read."
+        )
     config = read_json(config_path)
-    library = (config.get("auto_mapping") or {}).get("parent_library")
+    _check_keys(config, config_path, kinds)
+    mapping = config.get("auto_mapping")
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else mapping
     if library is not None and str(library).split(".")[0] not in _ADAPTER_LIBRARIES:
         raise ConfigError(
             f"{config_path}: parent_library: expected one of {_ADAPTER_LIBRARIES}, got {library!r}."
@@ -51,11 +109,43 @@ def check_adapter(folder: Path) -> None:
         largest = _scan(weights_path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{weights_path}: expected safetensors, got {error}. Copy it again.") from error
-    ranks = [config.get("r") or 0, *(config.get("rank_pattern") or {}).values()]
-    if max(map(int, ranks)) > largest:
+    for key, size in _sizes(config):
+        if type(size) is not int or not 0 <= size <= largest:
+            raise ConfigError(
+                f"{config_path}: {key}: expected at most {largest}, the longest side of its weights, got "
+                f"{size!r:.40}. Do not use this adapter."
+            )
+
+
+def _check_keys(config: dict[str, Any], path: Path, kinds: Sequence[str]) -> None:
+    """Refuse a kind of adapter that is not known, and settings that its kind does not have."""
+    kind = config.get("peft_type")
+    if kind not in kinds:
         raise ConfigError(
-            f"{config_path}: r: expected at most {largest}, the longest side of its weights, got {max(ranks)}"
+            f"{path}: peft_type: expected one of {', '.join(kinds)}, got {kind!r:.40}. If you trust it, load "
+            "it with peft and give the model that this makes."
         )
+    fields = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)])}
+    fields -= set(_REFUSED_KEYS)
+    foreign = sorted(key for key, value in config.items() if key not in fields and value not in _EMPTY)
+    foreign = [key for key in foreign if key not in _CODE_KEYS]  # which are named as what they are
+    if foreign:
+        raise ConfigError(
+            f"{path}: expected settings of peft's {kind}, got {', '.join(map(repr, foreign[:5]))}. Take them "
+            "out if you know that they change nothing; a newer peft may know more."
+        )
+
+
+def _sizes(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What decides how much memory is taken before the weights are read, by its key."""
+    for key in ("r", "num_virtual_tokens", "token_dim", "num_layers"):
+        yield key, config.get(key) or 0
+    patterns = config.get("rank_pattern") or {}
+    yield from (("r", rank) for rank in (patterns.values() if isinstance(patterns, dict) else [patterns]))
+    if config.get("peft_type") == "PREFIX_TUNING":
+        layers, width = (config.get(key) or 0 for key in ("num_layers", "token_dim"))
+        whole = type(layers) is int and type(width) is int
+        yield "2 num_layers token_dim", 2 * layers * width if whole else (layers, width)
 
 
 def _scan(weights_path: Path) -> int:
@@ -75,7 +165,7 @@ def code_keys(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for key, item in value.items():
             names_repository = "_implementation" in key and "/" in json.dumps(item, default=str)
-            if names_repository or (key in _CODE_KEYS and item not in (None, False, {}, [])):
+            if names_repository or (key in _CODE_KEYS and item not in _EMPTY):
                 yield key
             yield from code_keys(item)
     elif isinstance(value, list):
