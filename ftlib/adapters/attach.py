@@ -25,7 +25,7 @@ from peft import (
     set_peft_model_state_dict,
 )
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from peft.utils.peft_types import PeftType
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ from ftlib.adapters.shared import require_unshared
 from ftlib.adapters.slices import slice_fused
 from ftlib.adapters.soft import fit_virtual_tokens, set_start
 from ftlib.adapters.task import SCORE, fit_task, score_head
-from ftlib.adapters.tokens import fit_new_tokens, grow_for_tokens
+from ftlib.adapters.tokens import fit_new_tokens, grow_for_tokens, load_rows, read_rows_here
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
 from ftlib.errors import CapabilityError, ConfigError
 
@@ -140,7 +140,7 @@ def load_adapter(
     config = _bound_copy(model, PeftConfig.from_pretrained(str(folder)))
     require_repeatable(config, folder)
     require_unshared(model, config)
-    grow_for_tokens(config, model)
+    grow_for_tokens(folder, model)
     head = [SCORE] if score_head(model) is not None else list(encoder_head(model))
     if head and not _holds(folder, head):
         raise CapabilityError(
@@ -160,6 +160,7 @@ def load_adapter(
             model = PeftModel.from_pretrained(
                 model, str(folder), adapter_name=name, is_trainable=resumes, config=config
             )
+    load_rows(folder, model, name)
     _activate(model, name, trained=trainable)
     _settle(model, name)
     set_normalisation(model, read_normalisation(folder))
@@ -173,6 +174,7 @@ def _settle(model: PeftModel, name: str) -> None:
     """What a new adapter needs once its layers are there."""
     if isinstance(model.peft_config[name], IA3Config):
         slice_fused(model, name)
+    read_rows_here(model)
 
 
 def _activate(model: PeftModel, name: str, *, trained: bool) -> None:
@@ -246,12 +248,16 @@ def merge(model: AnyModel) -> PreTrainedModel:
 
 
 def _put_in_place(model: PeftModel) -> None:
-    """Modules that hold others, such as BERT's pooler, as they were trained; peft's IA3 fails on them."""
+    """Modules that hold others, such as BERT's pooler, and tables with new rows, as they were trained; peft's
+    IA3 fails on them.
+    """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ModulesToSaveWrapper) and not hasattr(child.original_module, "weight"):
                 active = [each for each in child.active_adapters if each in child.modules_to_save]
                 setattr(parent, name, child.modules_to_save[active[0]] if active else child.original_module)
+            elif isinstance(child, TrainableTokensWrapper):
+                setattr(parent, name, child.unload_and_optionally_merge_module(True, False, None))
 
 
 def _on_plain_base(model: PeftModel) -> PeftModel:

@@ -20,21 +20,23 @@ from transformers import PreTrainedModel
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.structure import find_projections, shortest_names
+from ftlib.adapters.tokens import with_new_tokens
 from ftlib.errors import CapabilityError, ConfigError
 
 __all__ = ["fit_ia3", "ia3"]
 
 
-def ia3(*, targets: str | Sequence[str] = "auto") -> Adapter:
+def ia3(*, targets: str | Sequence[str] = "auto", new_tokens: Sequence[int] | None = None) -> Adapter:
     """Train one vector per key, value and down-projection; the base stays frozen.
 
     Args:
         targets: "auto" finds keys, values and down-projections in the model, and in a matrix that holds
             queries too leaves those at 1. Or names of modules, or one regular expression; of these the
             down-projections are scaled at their input and the others at their output.
+        new_tokens: ids of tokens whose rows of the embedding tables are trained too; see `lora`.
 
     Raises:
-        ConfigError: no targets.
+        ConfigError: no targets, or new tokens that are no ids.
 
     Example:
         >>> ia3().capabilities.identity_init
@@ -45,6 +47,7 @@ def ia3(*, targets: str | Sequence[str] = "auto") -> Adapter:
     named = None if targets == "auto" else targets if isinstance(targets, str) else list(targets)
     # peft refuses names of one kind without the other, so both wait until the model is there
     config = IA3Config(task_type="CAUSAL_LM", target_modules=named, feedforward_modules=None)
+    with_new_tokens(config, new_tokens, "ia3")
     return Adapter("ia3", config, capabilities_of(config))
 
 

@@ -19,6 +19,7 @@ from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.eva import RHO
 from ftlib.adapters.fused import fuse
+from ftlib.adapters.tokens import with_new_tokens
 from ftlib.errors import ConfigError
 
 __all__ = ["LoraInit", "lora"]
@@ -81,11 +82,6 @@ def lora(
             f"{'without' if data is None else 'with'} data. Give encoded examples: "
             "lora(init='eva', data=ftlib.Encoder(tokenizer)(records))."
         )
-    if new_tokens is not None and not (new_tokens and all(type(one) is int for one in new_tokens)):
-        raise ConfigError(
-            f"lora: expected new_tokens as ids, got {new_tokens!r:.60}. Look them up: "
-            "tokenizer.convert_tokens_to_ids(words)."
-        )
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=r,
@@ -97,6 +93,6 @@ def lora(
         use_rslora=rslora,
         use_dora=dora,
         eva_config=EvaConfig(rho=RHO) if init == "eva" else None,
-        trainable_token_indices=None if new_tokens is None else sorted(set(new_tokens)),
     )
+    with_new_tokens(config, new_tokens, "lora")
     return Adapter("lora", fuse(config), capabilities_of(config), data=data)

@@ -9,12 +9,14 @@ Source: Liu et al. 2021 (arXiv:2103.10385), section 3.2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from peft import PromptEncoderConfig
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
+from ftlib.adapters.tokens import with_new_tokens
 from ftlib.errors import ConfigError
 
 __all__ = ["Encoder", "p_tuning"]
@@ -22,7 +24,13 @@ __all__ = ["Encoder", "p_tuning"]
 Encoder = Literal["lstm", "mlp"]
 
 
-def p_tuning(tokens: int = 20, *, encoder: Encoder = "lstm", hidden: int | None = None) -> Adapter:
+def p_tuning(
+    tokens: int = 20,
+    *,
+    encoder: Encoder = "lstm",
+    hidden: int | None = None,
+    new_tokens: Sequence[int] | None = None,
+) -> Adapter:
     """Train an encoder of `tokens` embeddings before the text.
 
     Args:
@@ -30,6 +38,7 @@ def p_tuning(tokens: int = 20, *, encoder: Encoder = "lstm", hidden: int | None 
         encoder: "lstm": two bidirectional layers and two linear ones; "mlp": three linear layers.
         hidden: the encoder's width, >= 1; None takes d, the width of the embeddings. The paper's LSTM has
             d / 2.
+        new_tokens: ids of tokens whose rows of the embedding tables are trained too; see `lora`.
 
     Raises:
         ConfigError: a value out of range.
@@ -52,4 +61,5 @@ def p_tuning(tokens: int = 20, *, encoder: Encoder = "lstm", hidden: int | None 
         encoder_reparameterization_type=encoder.upper(),
         encoder_hidden_size=hidden,  # type: ignore[arg-type]  # None: peft takes the width of the tokens
     )
+    with_new_tokens(config, new_tokens, "p_tuning")
     return Adapter("p_tuning", config, capabilities_of(config))

@@ -10,6 +10,7 @@ Source: Li and Liang 2021 (arXiv:2101.00190), section 4.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from peft import PrefixTuningConfig
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.soft import SoftStart
+from ftlib.adapters.tokens import with_new_tokens
 from ftlib.errors import ConfigError
 
 __all__ = ["PrefixInit", "prefix"]
@@ -33,6 +35,7 @@ def prefix(
     init: PrefixInit = "random",
     text: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    new_tokens: Sequence[int] | None = None,
 ) -> Adapter:
     """Train the keys and values of `tokens` positions before the text, in every layer.
 
@@ -45,6 +48,7 @@ def prefix(
             "random", N(0, 1), learns slowly.
         text: of "text"; repeated or cut to `tokens`, without special tokens.
         tokenizer: splits the text; None takes the trainer's, or the one beside the model.
+        new_tokens: ids of tokens whose rows of the embedding tables are trained too; see `lora`.
 
     Raises:
         ConfigError: a value out of range, or one without effect.
@@ -70,4 +74,5 @@ def prefix(
         prefix_projection=projection,
         encoder_hidden_size=hidden,  # type: ignore[arg-type]  # None: peft takes the width of the keys
     )
+    with_new_tokens(config, new_tokens, "prefix")
     return Adapter("prefix", config, capabilities_of(config), SoftStart(init, text, (), tokenizer))

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.soft import SoftStart, Start
+from ftlib.adapters.tokens import with_new_tokens
 from ftlib.errors import ConfigError
 
 __all__ = ["prompt"]
@@ -28,6 +29,7 @@ def prompt(
     text: str | None = None,
     labels: Sequence[str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    new_tokens: Sequence[int] | None = None,
 ) -> Adapter:
     """Train `tokens` embeddings before the text, and nothing else.
 
@@ -38,6 +40,7 @@ def prompt(
         text: of "text"; repeated or cut to `tokens`, without special tokens.
         labels: of "labels".
         tokenizer: splits them; None takes the trainer's, or the one beside the model.
+        new_tokens: ids of tokens whose rows of the embedding tables are trained too; see `lora`.
 
     Raises:
         ConfigError: a value out of range, or one without effect.
@@ -51,5 +54,6 @@ def prompt(
     if init not in get_args(Start):
         raise ConfigError(f"prompt: expected init to be one of {list(get_args(Start))}, got {init!r}.")
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
+    with_new_tokens(config, new_tokens, "prompt")
     start = SoftStart(init, text, tuple(labels or ()), tokenizer)
     return Adapter("prompt", config, capabilities_of(config), start)

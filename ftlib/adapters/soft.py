@@ -95,7 +95,7 @@ def fit_virtual_tokens(config: PeftConfig, model: nn.Module) -> None:
             )
         config.num_transformer_submodules = 1
     if config.peft_type != PeftType.PREFIX_TUNING:
-        width = cast(nn.Embedding, inner.get_input_embeddings()).embedding_dim
+        width = cast(Tensor, inner.get_input_embeddings().weight).shape[1]
         config.token_dim = config.token_dim or width  # not always that of the hidden states
     elif inner.is_activation_checkpointing:
         raise CapabilityError(
@@ -151,9 +151,7 @@ def _frequent(inner: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None,
     listed = [ids if isinstance(ids, list) else [ids] for ids in named]
     special = {one for ids in listed for one in ids} | set(tokenizer.all_special_ids if tokenizer else ())
     known = (
-        cast(nn.Embedding, inner.get_input_embeddings()).num_embeddings
-        if tokenizer is None
-        else len(tokenizer)
+        cast(Tensor, inner.get_input_embeddings().weight).shape[0] if tokenizer is None else len(tokenizer)
     )
     ids = [one for one in range(min(known, FREQUENT)) if one not in special]
     drawn = [ids[place] for place in torch.randperm(len(ids)).tolist()]

@@ -53,6 +53,7 @@ class CardData:
         metrics: name -> number.
         hardware: in words; None describes this machine.
         auto_class: of transformers, for the code that loads the model.
+        new_tokens: rows of new tokens lie beside the adapter, in a subfolder of that name.
     """
 
     title: str
@@ -70,6 +71,7 @@ class CardData:
     metrics: Mapping[str, float] = field(default_factory=dict)
     hardware: str | None = None
     auto_class: str = "AutoModelForCausalLM"
+    new_tokens: bool = False
 
 
 def card_text(card: CardData, *, adapted: bool) -> str:
@@ -159,10 +161,15 @@ def _loading_code(card: CardData, *, adapted: bool) -> str:
             f'tokenizer = AutoTokenizer.from_pretrained("{here}")'
         )
     base = re.sub(r"[^\w./-]", "", _plain(card.base or "path/to/the/base/model"))
+    rows = (
+        "# needs a base with a row for each token: base.resize_token_embeddings(len(tokenizer))\n"
+        f'base = PeftModel.from_pretrained(base, "{here}", subfolder="new_tokens").merge_and_unload()\n'
+    )
     return (
         "from peft import PeftModel\n"
         f"from transformers import {card.auto_class}, AutoTokenizer\n\n"
         f'base = {card.auto_class}.from_pretrained("{base}")\n'
+        f"{rows if card.new_tokens else ''}"
         f'model = PeftModel.from_pretrained(base, "{here}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{here}")'
     )

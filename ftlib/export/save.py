@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from ftlib.adapters.attach import AnyModel
 from ftlib.adapters.classes import CLASSES, classes_of, write_classes
 from ftlib.adapters.initial import convert_config, converted_state
 from ftlib.adapters.normalisation import SIDECAR, normalisation_of, write_normalisation
+from ftlib.adapters.tokens import save_rows
+from ftlib.adapters.vetting import NEW_TOKENS
 from ftlib.errors import ConfigError
 from ftlib.export.card import CardData, card_text, public_name
 from ftlib.export.staging import staged
@@ -60,6 +63,7 @@ def save(
             card = replace(card, base=card.base or public_name(model.name_or_path))
         else:
             card = _describe_adapter(staging, card)
+            card = replace(card, new_tokens=(staging / NEW_TOKENS).is_dir())
             write_normalisation(staging, model)
         if tokenizer is not None:
             padding_tokenizer(model, tokenizer).save_pretrained(staging)
@@ -68,15 +72,18 @@ def save(
         (target / SIDECAR).unlink(missing_ok=True)  # of the adapter that was here
     if adapted and classes_of(model) is None:
         (target / CLASSES).unlink(missing_ok=True)
+    if (target / NEW_TOKENS).is_dir() and not card.new_tokens:
+        shutil.rmtree(target / NEW_TOKENS)
     return target
 
 
-def save_weights(folder: Path, model: AnyModel) -> None:
+def save_weights(folder: Path, model: AnyModel, *, flat: bool = False) -> None:
     """Write the active adapter, or the whole model where there is none, straight into a folder.
 
     Args:
         folder: an existing one; the files lie flat in it, whatever the adapter's name.
         model: a peft model, or a transformers model.
+        flat: without a subfolder for rows of new tokens, which a checkpoint cannot hold; ftlib reads both.
     """
     with quiet(), evaluation_mode(model):  # what encodes virtual tokens runs to be saved
         if isinstance(model, PreTrainedModel):
@@ -93,6 +100,7 @@ def save_weights(folder: Path, model: AnyModel) -> None:
         for path in (folder / name).iterdir():
             path.replace(folder / path.name)
         (folder / name).rmdir()
+    save_rows(folder, model, flat=flat)
     if converted is not None:
         convert_config(folder / _ADAPTER_CONFIG)
 

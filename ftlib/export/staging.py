@@ -48,15 +48,18 @@ def staged(target: Path) -> Iterator[Path]:
 
 def _publish(staging: Path, target: Path) -> None:
     files = sorted(staging.iterdir())
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in staging.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     if not target.exists():
         staging.rename(target)
         return
     names = {path.name for path in files}
     replaces_weights = any(path.match(pattern) for path in files for pattern in _WEIGHTS)
     for path in files:
+        if path.is_dir():
+            shutil.rmtree(target / path.name, ignore_errors=True)
         path.replace(target / path.name)
     if replaces_weights:
         for stale in [

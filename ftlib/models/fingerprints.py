@@ -16,6 +16,7 @@ __all__ = ["PROVENANCE", "config_settings", "hash_settings", "hash_tensors"]
 
 # Of a peft configuration: where it came from and what it is used for, not what it computes.
 PROVENANCE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
+_TOKENS = "trainable_token_indices"
 _OF_A_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache")
 
 
@@ -36,7 +37,10 @@ def hash_settings(settings: Mapping[str, Any]) -> str:
 def config_settings(config: PreTrainedConfig | PeftConfig) -> dict[str, Any]:
     """A configuration less what says where it came from and not what is computed."""
     left_out = PROVENANCE if isinstance(config, PeftConfig) else _OF_A_MODEL
-    return {name: value for name, value in config.to_dict().items() if name not in left_out}
+    held = config.to_dict()
+    if isinstance(config, PeftConfig) and _TOKENS in vars(config):  # not a field of every kind
+        held[_TOKENS] = vars(config)[_TOKENS]
+    return {name: value for name, value in held.items() if name not in left_out}
 
 
 def _by_name(value: Any) -> Any:

@@ -33,7 +33,8 @@ from ftlib.adapters.attach import attach
 from ftlib.adapters.encoder_head import is_encoder_classifier
 from ftlib.adapters.quantised import is_quantised, steady
 from ftlib.adapters.task import score_head
-from ftlib.adapters.vetting import check_adapter, read_json
+from ftlib.adapters.tokens import saved_tokens
+from ftlib.adapters.vetting import check_adapter
 from ftlib.errors import CheckpointError, ConfigError
 from ftlib.models.classifiers import as_classifier, check_head_alone_is_new, count_labels, is_encoder
 from ftlib.models.heads import as_reward_model, choose_padding, describe_score, restore_score
@@ -358,8 +359,7 @@ def _words_of(adapter: AnyAdapter | None) -> Source | None:
     """Where the tokenizer of a saved adapter is that trained new tokens, which its base does not know."""
     if not isinstance(adapter, Path) or not (adapter / "tokenizer_config.json").is_file():
         return None
-    new = read_json(adapter / "adapter_config.json").get("trainable_token_indices")
-    return Source(adapter, None, str(adapter)) if new else None
+    return Source(adapter, None, str(adapter)) if saved_tokens(adapter) else None
 
 
 def _gguf(source: Source) -> dict[str, str]:

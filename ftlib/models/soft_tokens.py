@@ -12,15 +12,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, TrainableTokensConfig
+from peft import PeftModel, TrainableTokensConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.attach import AnyModel, attach
+from ftlib.adapters.tokens import with_new_tokens
 from ftlib.errors import CapabilityError
 
 __all__ = ["add_soft_tokens"]
@@ -44,22 +46,17 @@ def add_soft_tokens(
         tokens: token -> words to start from, or None for a frequent token drawn by `seed`. Of several
             tokens with the same words, each starts from one token of these, in order; one token alone
             from their mean.
-        adapter: what is trained beside: `adapters.lora(...)`, or `adapters.full()` for every weight; None
-            trains the new rows alone.
+        adapter: what is trained beside, of any kind; `adapters.full()` trains every weight, None the new
+            rows alone.
         seed: of what is drawn.
 
     Raises:
-        CapabilityError: a model with an adapter on it already, or another adapter to put beside.
+        CapabilityError: a model with an adapter on it already.
     """
     if isinstance(model, PeftModel):
         raise CapabilityError(
             "add_soft_tokens: expected a plain model, got one with adapters. Merge them first, or give the "
             "adapter here: adapter=."
-        )
-    config = None if adapter is None else adapter.config
-    if config is not None and not isinstance(config, LoraConfig):
-        raise CapabilityError(
-            f"add_soft_tokens: expected adapters.lora() beside soft tokens, or none, got {adapter!r:.80}."
         )
     starts = _starts(tokenizer, tokens, seed)  # by the tokenizer as it is
     tokenizer = deepcopy(tokenizer)
@@ -70,16 +67,16 @@ def add_soft_tokens(
         with torch.no_grad():
             for index, start in zip(ids, starts, strict=True):
                 _set_row(table, index, start)
-    if adapter is not None and config is None:
-        return attach(model, adapter), tokenizer
-    names = list(_tables(model))
     with warnings.catch_warnings():  # peft ties the rows of tied tables, and warns that it does not
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
-        if config is None:
-            return attach(model, TrainableTokensConfig(token_indices=ids, target_modules=names)), tokenizer
-        beside = deepcopy(config)
-        beside.trainable_token_indices = dict.fromkeys((name.split(".")[-1] for name in names), ids)
-        return attach(model, beside), tokenizer
+        if adapter is None:
+            alone = TrainableTokensConfig(token_indices=ids, target_modules=list(_tables(model)))
+            return attach(model, alone), tokenizer
+        if adapter.config is None:
+            return attach(model, adapter), tokenizer
+        config = deepcopy(adapter.config)
+        with_new_tokens(config, ids, "add_soft_tokens")
+        return attach(model, replace(adapter, config=config), tokenizer=tokenizer), tokenizer
 
 
 def _starts(

@@ -132,7 +132,7 @@ class Checkpoints:
         parts = self._parts()
 
         def write(folder: Path) -> None:
-            save_weights(folder, self.model)
+            save_weights(folder, self.model, flat=True)
             (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
             states = self.callbacks.states()
             snapshot.write(folder, self.engine, self.sampler, boundary, states, random_states, parts)

@@ -14,10 +14,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ftlib.adapters import Adapter, attach, full, load_adapter, lora, merge, model_capabilities
+from ftlib.adapters import (
+    Adapter,
+    attach,
+    full,
+    ia3,
+    load_adapter,
+    lora,
+    merge,
+    model_capabilities,
+    prefix,
+    prompt,
+)
 from ftlib.adapters.fused import FusedLoraLinear
 from ftlib.errors import CapabilityError, CheckpointError, ConfigError
+from ftlib.export.save import save_weights
 from ftlib.models import forward
+from ftlib.models.load import load
 from tests.models_zoo import ARCHITECTURES, tiny_model
 from tests.packed import random_batch
 
@@ -182,6 +195,11 @@ def test_any_peft_configuration_trains_grouped(config: Any) -> None:
     assert float((logits(model) - logits(tiny_model("qwen2"))).abs().max()) > 1e-3
 
 
+def loaded(model: Any, folder: Path) -> Any:
+    """By the way of `ftlib.load`."""
+    return load(model, adapter=folder)
+
+
 def hostile(folder: Path, **changes: Any) -> Path:
     """A saved adapter whose configuration was tampered with."""
     trained(lora(r=2)).save_pretrained(folder)
@@ -196,9 +214,19 @@ def hostile(folder: Path, **changes: Any) -> Path:
         ({"r": 10**6}, r"r: expected at most \d+, .* got 1000000"),
         ({"auto_mapping": {"parent_library": "os.path"}}, r"parent_library: .* got 'os.path'"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "'auto_map'"),
+        ({"r": "many"}, r"r: expected at most \d+, .* got 'many'"),
+        ({"rank_pattern": {"q_proj": 1e99}}, r"r: expected at most \d+, .* got 1e\+99"),
+        ({"peft_type": "XLORA", "adapters": {"0": "org/other"}}, "peft_type: .* got 'XLORA'"),
+        ({"peft_type": None}, "peft_type: .* got None"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "got 'megatron_config'"),
+        ({"layer_replication": [[0, 10**9]]}, "got 'layer_replication'"),
+        ({"hooks": "x.Y"}, "expected settings of peft's LORA, got 'hooks'"),
+        ({"auto_mapping": "x"}, r"parent_library: .* got 'x'"),
+        ({"trainable_token_indices": {"model.embed_tokens": ["x"]}}, "expected ids of tokens"),
+        ({"trainable_token_indices": {"model.embed_tokens": [10**9]}}, "within twice the 97 rows"),
     ],
 )
-@pytest.mark.parametrize("use", [attach, load_adapter])
+@pytest.mark.parametrize("use", [attach, load_adapter, loaded])
 def test_a_hostile_folder_is_refused_by_its_key_and_the_model_stays(
     use: Any, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
@@ -206,6 +234,42 @@ def test_a_hostile_folder_is_refused_by_its_key_and_the_model_stays(
     with pytest.raises(ConfigError, match=message):
         use(model, folder)
     assert model.state_dict().keys() == tiny_model().state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "changes", "message"),
+    [
+        (prompt(4), {"num_virtual_tokens": 10**9}, r"num_virtual_tokens: expected at most \d+"),
+        (prompt(4), {"token_dim": 10**9}, r"token_dim: expected at most \d+"),
+        (prefix(4), {"num_layers": 60}, r"2 num_layers token_dim: expected at most \d+, .* got \d+"),
+    ],
+)
+def test_virtual_tokens_larger_than_their_weights_are_refused(
+    adapter: Any, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    attach(tiny_model(), adapter).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ConfigError, match=message):
+        attach(tiny_model(), tmp_path)
+
+
+def test_rows_of_new_tokens_are_looked_at_too(tmp_path: Path) -> None:
+    save_weights(tmp_path, attach(tiny_model(), ia3(new_tokens=[5])))
+    attach(tiny_model(), tmp_path)
+    path = tmp_path / "new_tokens" / "adapter_model.safetensors"
+    rows = {name: value * float("nan") for name, value in load_file(path).items()}
+    save_file(rows, path)
+    with pytest.raises(CheckpointError, match=r"new_tokens.*expected finite values"):
+        attach(tiny_model(), tmp_path)
+    save_weights(tmp_path / "new_tokens", trained(lora(r=2)))
+    with pytest.raises(ConfigError, match="peft_type: expected one of TRAINABLE_TOKENS, got 'LORA'"):
+        attach(tiny_model(), tmp_path)
+
+
+def test_a_setting_of_a_newer_peft_that_is_off_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['use_later'\]"):
+        attach(tiny_model(), hostile(tmp_path, use_later=False))
 
 
 def test_pickled_and_non_finite_weights_are_refused(tmp_path: Path) -> None:

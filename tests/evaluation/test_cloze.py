@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 from transformers import T5Config, T5ForConditionalGeneration
 
-from ftlib.adapters import full, lora, prompt
+from ftlib.adapters import full, ia3, lora, prompt
 from ftlib.data.cloze import Generation, Manual, MultiWord, Soft
 from ftlib.data.few_shot import few_shot_split
 from ftlib.engine import TrainConfig
@@ -289,9 +289,17 @@ def test_the_users_tokenizer_stays_as_it_is():
     assert len(tokenizer) == size
 
 
-def test_other_adapters_beside_soft_tokens_are_refused():
-    with pytest.raises(CapabilityError, match=r"adapters\.lora\(\) beside soft tokens"):
-        add_soft_tokens(causal(), masking_tokenizer(), {"<|a|>": None}, adapter=prompt(4))
+@pytest.mark.parametrize("adapter", [ia3(), prompt(4)], ids=["ia3", "prompt"])
+def test_any_adapter_trains_beside_soft_tokens(adapter):
+    made = classifier(pattern="{soft:3}{text} {mask}", adapter=adapter)
+    names = [name for name, weight in made.model.named_parameters() if weight.requires_grad]
+    assert any("trainable_tokens_delta" in name for name in names)
+    assert any("ia3_l" in name or "prompt_encoder" in name for name in names)
+    losses = trained(made, rate=5e-2, steps=40)
+    assert losses[-1] <= 0.5 * losses[0]
+
+
+def test_soft_tokens_on_a_model_with_an_adapter_are_refused():
     made = classifier(adapter=lora(4))
     with pytest.raises(CapabilityError, match="expected a plain model"):
         add_soft_tokens(made.model, made.tokenizer, {"<|a|>": None})
