@@ -35,6 +35,7 @@ from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
 from ftlib.adapters.classes import read_classes, set_classes
 from ftlib.adapters.encoder_head import encoder_head
+from ftlib.adapters.encoder_soft import read_config
 from ftlib.adapters.eva import fit_eva, set_eva
 from ftlib.adapters.fused import fuse
 from ftlib.adapters.ia3 import fit_ia3
@@ -132,12 +133,13 @@ def load_adapter(
 
     Raises:
         ConfigError: not an adapter's folder, or one that is refused.
-        CapabilityError: it was trained with a score head and the model has none, or the other way round.
+        CapabilityError: it was trained with a score head and the model has none, or the other way round; or
+            with virtual tokens before an encoder's first token, as plain peft puts them.
         CheckpointError: weights that cannot be read, or are not finite.
     """
     folder = Path(folder).expanduser()
     check_adapter(folder)
-    config = _bound_copy(model, PeftConfig.from_pretrained(str(folder)))
+    config = _bound_copy(model, read_config(folder, model))
     require_repeatable(config, folder)
     require_unshared(model, config)
     grow_for_tokens(folder, model)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
+from ftlib.adapters.encoder_soft import require_place
 from ftlib.adapters.task import score_head
 from ftlib.errors import CapabilityError, ConfigError
 
@@ -74,18 +75,14 @@ def fit_virtual_tokens(config: PeftConfig, model: nn.Module) -> None:
     nothing reads.
 
     Raises:
-        CapabilityError: any for an encoder, which would pool them; keys and values in a cache, for an
-            encoder-decoder, or for a model that drops its cache to recompute layers.
+        CapabilityError: an encoder that would pool them, or that takes no keys and values; keys and values
+            in a cache, for an encoder-decoder, or for a model that drops its cache to recompute layers.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(config, PromptLearningConfig) or not isinstance(inner, PreTrainedModel):
         return
     if not inner.can_generate() and score_head(inner) is None:
-        raise CapabilityError(
-            f"attach: expected a model that reads from left to right for virtual tokens, got the encoder "
-            f"{type(inner).__name__}, whose pooling would read one of them in place of the text. Take "
-            "ftlib.adapters.lora() or ia3()."
-        )
+        require_place(config, inner)
     if inner.config.is_encoder_decoder:
         if config.peft_type == PeftType.PREFIX_TUNING:
             raise CapabilityError(
@@ -97,6 +94,8 @@ def fit_virtual_tokens(config: PeftConfig, model: nn.Module) -> None:
     if config.peft_type != PeftType.PREFIX_TUNING:
         width = cast(Tensor, inner.get_input_embeddings().weight).shape[1]
         config.token_dim = config.token_dim or width  # not always that of the hidden states
+        heads = getattr(inner.config, "num_attention_heads", None)  # peft asks, by no name of DistilBERT's
+        config.num_attention_heads = config.num_attention_heads or heads
     elif inner.is_activation_checkpointing:
         raise CapabilityError(
             "attach: expected a model that keeps its activations for a prefix, got one with activation "

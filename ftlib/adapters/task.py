@@ -47,8 +47,8 @@ def fit_task(config: PeftConfig, model: nn.Module) -> None:
         )
     if inner.config.is_encoder_decoder:
         config.task_type = TaskType.SEQ_2_SEQ_LM
-    elif config.is_prompt_learning and inner.can_generate():  # without a task, peft forgets virtual tokens
-        config.task_type = TaskType.CAUSAL_LM
+    elif config.is_prompt_learning:  # without a task, peft forgets virtual tokens; masked models have none
+        config.task_type = TaskType.CAUSAL_LM if inner.can_generate() else TaskType.FEATURE_EXTRACTION
     elif config.task_type == TaskType.CAUSAL_LM and not inner.can_generate():
         config.task_type = None  # peft has no task for masked language models, and asks others to generate
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel
 from ftlib.adapters.classes import CLASSES, classes_of, write_classes
+from ftlib.adapters.encoder_soft import write_place
 from ftlib.adapters.initial import convert_config, converted_state
 from ftlib.adapters.normalisation import SIDECAR, normalisation_of, write_normalisation
 from ftlib.adapters.tokens import save_rows
@@ -101,6 +102,7 @@ def save_weights(folder: Path, model: AnyModel, *, flat: bool = False) -> None:
             path.replace(folder / path.name)
         (folder / name).rmdir()
     save_rows(folder, model, flat=flat)
+    write_place(folder, model)
     if converted is not None:
         convert_config(folder / _ADAPTER_CONFIG)
 

@@ -2,7 +2,8 @@
 
 What an encoder pools ([CLS], a mean, an attention over states) and what follows it (dropout, one layer or
 two) is its architecture's own, so its class for sequence classification computes all of it. Positions are
-left to the model too: RoBERTa's begin behind its padding id and count what is no padding.
+left to the model too: RoBERTa's begin behind its padding id and count what is no padding. Virtual tokens
+stand behind the first token, [CLS][virtual][text], or before it as keys and values, so it is still the first.
 
 The prefix of an example is the first segment of its row, the continuation the second (BERT's token types).
 
@@ -25,7 +26,7 @@ from ftlib.batches import PackedBatch, Span
 from ftlib.errors import CapabilityError
 from ftlib.models.modes import evaluation_mode
 from ftlib.models.parts import Path, inner_model
-from ftlib.models.virtual import virtual_tokens
+from ftlib.models.virtual import VirtualTokens, virtual_tokens
 
 __all__ = ["encoder_scores", "first_position", "require_scores_alone"]
 
@@ -41,19 +42,15 @@ def encoder_scores(model: nn.Module, batch: PackedBatch) -> Tensor:
         batch: on the model's device; no two continuations share a prefix.
 
     Raises:
-        CapabilityError: its scores depend on what else is in the batch, or an adapter has virtual tokens.
+        CapabilityError: its scores depend on what else is in the batch.
     """
     inner = inner_model(model)
-    if virtual_tokens(model) is not None:
-        raise CapabilityError(
-            f"forward: expected an adapter without virtual tokens on the encoder {type(inner).__name__}, "
-            "whose pooling would read one of them in place of the text. Take ftlib.adapters.lora() or ia3()."
-        )
+    virtual = virtual_tokens(model)
     if model not in _checked:
-        _check(model, inner, batch.ids_T.device)
+        _check(model, inner, virtual, batch.ids_T.device)
         _checked.add(model)
         logger.info("%s takes the padded path: it is an encoder, and pools by itself", type(inner).__name__)
-    scores_CK = _scores(inner, batch)
+    scores_CK = _scores(inner, batch, virtual)
     return scores_CK.to(torch.promote_types(scores_CK.dtype, torch.float32))
 
 
@@ -87,7 +84,7 @@ def first_position(inner: PreTrainedModel) -> int:
     return 0
 
 
-def _scores(inner: PreTrainedModel, batch: PackedBatch) -> Tensor:
+def _scores(inner: PreTrainedModel, batch: PackedBatch, virtual: VirtualTokens | None) -> Tensor:
     rows = [row for span in batch.spans for row in _rows(span, batch.ids_T)]
     pad = inner.config.get_text_config().pad_token_id
     ids_CL = nn.utils.rnn.pad_sequence(
@@ -96,12 +93,13 @@ def _scores(inner: PreTrainedModel, batch: PackedBatch) -> Tensor:
     device = ids_CL.device
     sizes_C = torch.tensor([sum(map(len, row)) for row in rows], device=device)
     columns_L = torch.arange(ids_CL.shape[1], device=device)
-    arguments = {"attention_mask": (columns_L < sizes_C[:, None]).long()}
+    arguments = {"input_ids": ids_CL, "attention_mask": (columns_L < sizes_C[:, None]).long()}
     if _takes_segments(inner):
         # a row without a prefix is one segment, the first
         begins_C = torch.tensor([len(first) or len(own) for first, own in rows], device=device)
         arguments["token_type_ids"] = (columns_L >= begins_C[:, None]).long() * arguments["attention_mask"]
-    scores_CK: Tensor = inner(input_ids=ids_CL, **arguments).logits
+    read = arguments if virtual is None else virtual.of_encoder(inner, arguments, first=1)
+    scores_CK: Tensor = inner(**read).logits
     return scores_CK
 
 
@@ -120,7 +118,9 @@ def _takes_segments(inner: PreTrainedModel) -> bool:
     return (kinds or 0) > 1 and "token_type_ids" in inspect.signature(inner.forward).parameters
 
 
-def _check(model: nn.Module, inner: PreTrainedModel, device: torch.device) -> None:
+def _check(
+    model: nn.Module, inner: PreTrainedModel, virtual: VirtualTokens | None, device: torch.device
+) -> None:
     """Two rows of unlike length, together and each by itself without a mask."""
     vocabulary = cast(nn.Embedding, inner.get_input_embeddings()).num_embeddings
     pad = inner.config.get_text_config().pad_token_id
@@ -130,11 +130,19 @@ def _check(model: nn.Module, inner: PreTrainedModel, device: torch.device) -> No
     batch = PackedBatch(ids_T, flat, (Span(0, 0, (5,)), Span(5, 0, (2,))), flat, flat, flat.float(), flat)
     exact = torch.autocast(device.type, enabled=False)
     with evaluation_mode(model), torch.no_grad(), exact:
-        found_CK = _scores(inner, batch).float()
-        own_CK = torch.cat([inner(input_ids=ids[None]).logits.float() for ids in (ids_T[:5], ids_T[5:])])
+        found_CK = _scores(inner, batch, virtual).float()
+        own_CK = torch.cat([_alone(inner, ids_T[None, cut], virtual) for cut in (slice(5), slice(5, 7))])
     error = float((found_CK - own_CK).norm()) / max(float(own_CK.norm()), torch.finfo(torch.float32).tiny)
     if not error <= torch.finfo(found_CK.dtype if inner.dtype == torch.float32 else inner.dtype).eps ** 0.5:
         raise CapabilityError(
             f"forward: expected scores of a row that padding leaves alone, got {type(inner).__name__}, whose "
             f"scores differ by {error:.2g} of their size. Take BERT, RoBERTa, DistilBERT or ModernBERT."
         )
+
+
+def _alone(inner: PreTrainedModel, ids_1L: Tensor, virtual: VirtualTokens | None) -> Tensor:
+    """The scores of one row."""
+    if virtual is None:
+        return cast(Tensor, inner(input_ids=ids_1L).logits).float()
+    arguments = {"input_ids": ids_1L, "attention_mask": torch.ones_like(ids_1L)}
+    return cast(Tensor, inner(**virtual.of_encoder(inner, arguments, first=1)).logits).float()

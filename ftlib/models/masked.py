@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ftlib.batches import PackedBatch
-from ftlib.errors import CapabilityError
 from ftlib.losses import token_logprobs
 from ftlib.models.parts import inner_model
 from ftlib.models.virtual import virtual_tokens
@@ -57,16 +56,9 @@ def masked_logprobs(model: nn.Module, batch: PackedBatch, masking: Masking) -> T
         model: a masked language model, plain or with adapters.
         batch: each continuation with its prefix is one text.
         masking: how targets are hidden.
-
-    Raises:
-        CapabilityError: an adapter whose virtual tokens peft leaves out of such a model.
     """
-    if virtual_tokens(model) is not None:
-        raise CapabilityError(
-            "forward: expected an adapter without virtual tokens on a masked language model, which peft "
-            "would leave out. Write {soft:20} in the template, or take ftlib.adapters.lora()."
-        )
-    ids_CL, sizes_C = _rows(batch, inner_model(model).config.pad_token_id or 0)
+    inner, virtual = inner_model(model), virtual_tokens(model)
+    ids_CL, sizes_C = _rows(batch, inner.config.pad_token_id or 0)
     columns_N = batch.positions_T[batch.rows_N] + 1  # a target stands after the row that predicts it
     if masking.one_by_one:
         ids_RL, sizes_R = ids_CL[batch.owner_N], sizes_C[batch.owner_N]
@@ -81,7 +73,10 @@ def masked_logprobs(model: nn.Module, batch: PackedBatch, masking: Masking) -> T
         rows_N = row_of_C[batch.owner_N]
     length = ids_RL.shape[1]
     mask_RL = torch.arange(length, device=ids_RL.device) < sizes_R[:, None]
-    output: Any = model(input_ids=ids_RL, attention_mask=mask_RL.long())
+    read: dict[str, Any] = {"input_ids": ids_RL, "attention_mask": mask_RL.long()}
+    if virtual is not None:
+        read, columns_N = virtual.of_encoder(inner, read), columns_N + virtual.columns
+    output: Any = inner(**read)
     return token_logprobs(output.logits[rows_N, columns_N], batch.targets_N)
 
 

@@ -5,6 +5,9 @@ The first n positions are theirs, in every row, so the text goes on at position 
     embeddings         [virtual][text]           one copy in the prefix of each group, or of each padded row
     keys and values    cache [virtual], [text]   the cache of every padded row starts with them
 
+An encoder that pools its first token keeps it there, [first][virtual][rest]; one that fills masks reads
+[virtual][text], as peft does. Their keys and values stand before both.
+
 A row that is padded on the left is [pads][virtual][text], or cache [virtual], [pads][text]; positions count
 what is no pad. The rows of virtual tokens are never scored.
 
@@ -22,6 +25,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
 
 from ftlib.adapters.attach import model_capabilities
 from ftlib.batches import PackedBatch, Span
@@ -45,11 +49,15 @@ class VirtualTokens:
     count: int
     cached: bool
 
+    @property
+    def columns(self) -> int:
+        """How many columns of a row they take."""
+        return 0 if self.cached else self.count
+
     def spans(self, spans: Sequence[Span]) -> tuple[Span, ...]:
         """Where groups lie once each prefix holds the virtual tokens; as they lay, if these are cached."""
-        grown = 0 if self.cached else self.count
         return tuple(
-            replace(span, start=span.start + group * grown, prefix=span.prefix + grown)
+            replace(span, start=span.start + group * self.columns, prefix=span.prefix + self.columns)
             for group, span in enumerate(spans)
         )
 
@@ -108,6 +116,33 @@ class VirtualTokens:
         prompt_BnD = self._embeddings().to(embeds_BLD.dtype).expand(len(ids_BL), -1, -1)
         mask_BS = torch.cat([mask_BL.new_ones(len(ids_BL), self.count), mask_BL], 1)
         return {"inputs_embeds": torch.cat([prompt_BnD, embeds_BLD], 1), "attention_mask": mask_BS}
+
+    def of_encoder(
+        self, inner: PreTrainedModel, arguments: dict[str, Tensor], *, first: int = 0
+    ) -> dict[str, Any]:
+        """What an encoder reads, instead of these arguments of its forward.
+
+        Args:
+            inner: the model, with its head.
+            arguments: of rows that are padded on the right.
+            first: how many columns stay before the virtual tokens.
+        """
+        ids_RL, mask_RL = arguments["input_ids"], arguments["attention_mask"]
+        mask_RS = nn.functional.pad(mask_RL, (self.count, 0), value=1)
+        embeds_RLD = _embedding(inner)(ids_RL)
+        if self.cached:
+            self.require_cache(inner)
+            cache = self.cache(len(ids_RL))
+            mask = create_bidirectional_mask(  # an encoder's own counts no cache
+                inner.config, embeds_RLD, mask_RS, past_key_values=cache
+            )
+            return {**arguments, "attention_mask": mask, "past_key_values": cache}
+        prompt_RnD = self._embeddings().to(embeds_RLD.dtype).expand(len(ids_RL), -1, -1)
+        embeds_RSD = torch.cat([embeds_RLD[:, :first], prompt_RnD, embeds_RLD[:, first:]], 1)
+        read = {"inputs_embeds": embeds_RSD, "attention_mask": mask_RS}
+        if "token_type_ids" in arguments:  # virtual tokens are of the first segment, as the first token is
+            read["token_type_ids"] = nn.functional.pad(arguments["token_type_ids"], (self.count, 0))
+        return read
 
     def unpadded(self, inner: PreTrainedModel) -> bool:
         """Whether rows of different lengths cannot share a batch: a sliding window would count the pads that

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from ftlib.adapters import attach, prefix, prompt
 from ftlib.adapters.task import score_head
@@ -388,21 +387,3 @@ def test_a_window_shorter_than_pads_and_prompt_is_felt() -> None:
     """The batches above would not tell otherwise."""
     assert max(map(len, PROMPTS)) > WINDOW > COUNT
     assert all(token < VOCAB for row in PROMPTS for token in row)
-
-
-# -- encoders ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", BOTH)
-def test_an_encoders_classifier_refuses_virtual_tokens_it_would_pool(kind: str) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    classifier = BertForSequenceClassification(BertConfig(vocab_size=VOCAB, **sizes)).eval()
-    batch = random_batch([(3, (4,))])
-    expected = forward(classifier, batch, scores=True).scores_CK
-    with pytest.raises(CapabilityError, match="for virtual tokens, got the encoder BertForSeq"):
-        attach(classifier, SOFT[kind]())
-    model = get_peft_model(classifier, replace(SOFT[kind]().config, task_type="SEQ_CLS"))
-    with pytest.raises(CapabilityError, match="without virtual tokens on the encoder"):
-        forward(model, batch, scores=True)
-    with adapters_off(model):
-        assert torch.equal(forward(model, batch, scores=True).scores_CK, expected)

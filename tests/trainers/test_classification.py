@@ -201,27 +201,22 @@ SOFT = {
 }
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", SOFT)
-def test_virtual_tokens_classify_on_a_decoder_and_come_back(way: str, tmp_path: Path) -> None:
-    """The last token of the text is pooled, not a pad and not a virtual one."""
+def test_virtual_tokens_classify_and_come_back(way: str, kind: str, tmp_path: Path) -> None:
+    """Pooled is the last token of a decoder's text, an encoder's own first, no pad and no virtual one."""
     options = {"batch_size": 8, "max_steps": 30, "learning_rate": 1e-2, "schedule": "constant"}
-    trainer = made("decoder", SOFT[way](), ROWS, ROWS, **options)
+    trainer = made(kind, SOFT[way](), ROWS, ROWS, **options)
     alone = [trainer.predict([text])[0]["scores"] for text in TEXTS]
     assert np.allclose([row["scores"] for row in trainer.predict(TEXTS)], alone, rtol=RELATIVE, atol=1e-5)
     history = trainer.train().history
     assert history[-1]["loss"] <= 0.5 * history[0]["loss"]
     trainer.save(tmp_path)
-    model, tokenizer = model_and_tokenizer("decoder")
+    model, tokenizer = model_and_tokenizer(kind)
     again, _ = load(model, task="classification", adapter=tmp_path)
     more = ClassificationTrainer(again, ROWS, tokenizer=tokenizer)
     expected = [row["scores"] for row in trainer.predict(TEXTS)]
     assert np.allclose([row["scores"] for row in more.predict(TEXTS)], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("way", SOFT)
-def test_virtual_tokens_before_an_encoders_own_first_token_are_refused(way: str) -> None:
-    with pytest.raises(CapabilityError, match="got the encoder BertForSequenceClassification"):
-        made("encoder", SOFT[way]())
 
 
 # -- several classes per row -------------------------------------------------------------------------

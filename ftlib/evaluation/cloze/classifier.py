@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ftlib.adapters.adapter import Adapter
-from ftlib.adapters.attach import AnyModel, attach
+from ftlib.adapters.attach import AnyModel, attach, model_capabilities
 from ftlib.data import collate, formatters, pack
 from ftlib.data.cloze import Cloze as ClozeFormatter
 from ftlib.data.cloze import Generation, Verbalizer, soft_tokens
@@ -271,4 +271,5 @@ def _context(model: AnyModel) -> int | None:
     """Most tokens the model reads; None where its config does not say."""
     inner = inner_model(model)
     limit = getattr(inner.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return None if limit is None else int(limit) - first_position(inner)
+    taken = model_capabilities(model).virtual_tokens
+    return None if limit is None else int(limit) - taken - first_position(inner)
