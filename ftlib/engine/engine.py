@@ -21,23 +21,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     broadcast_object_list,
     gather_object,
 )
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from ftlib.batches import LossOutput, Mean, PackedBatch
 from ftlib.data.collate import collate
 from ftlib.data.sampler import balance, pack
 from ftlib.engine.config import TrainConfig
 from ftlib.engine.determinism import capture_rng, restore_rng
+from ftlib.engine.launch import is_sharding, launched, require_supported
 from ftlib.engine.optim import Masters, make_optimizer, make_schedule
-from ftlib.errors import CapabilityError, ConfigError, NonFiniteError
+from ftlib.errors import ConfigError, NonFiniteError
 from ftlib.models import Scorer
 from ftlib.models.adapted import undecayed
 from ftlib.models.checkpointing import disable_checkpointing, enable_checkpointing, is_checkpointable
 from ftlib.models.parts import inner_model
+from ftlib.models.sharding import shard, whole
 from ftlib.objectives import Objective
 
 __all__ = ["Engine", "RandomState", "StepResult", "Stopped"]
@@ -109,38 +111,26 @@ class Engine:
     value_learning_rate: float | None = None
     before_update: Callable[[], object] = lambda: None
     after_update: Callable[[], object] = lambda: None
-    accelerator: Accelerator = field(default_factory=Accelerator)
+    accelerator: Accelerator = field(default_factory=launched)
     skipped: int = 0
 
     def __post_init__(self) -> None:
-        kind = self.accelerator.distributed_type
-        if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-            raise CapabilityError(
-                f"engine: expected one process or data parallelism, got {kind.value}. "
-                "Launch with a plain `accelerate launch --multi_gpu` or `torchrun`."
-            )
-        if self.accelerator.mixed_precision not in ("no", "bf16"):
-            raise CapabilityError(
-                f"engine: expected mixed precision 'no' or 'bf16', got {self.accelerator.mixed_precision!r}, "
-                "whose gradients need scaling. Launch with --mixed_precision bf16, or without."
-            )
-        trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        if not trainable:
+        require_supported(self.accelerator)
+        if not any(weight.requires_grad for weight in self.model.parameters()):
             raise ConfigError(
                 "trainer: expected weights to train, got a model with none. Give an adapter: "
                 "adapter=ftlib.adapters.lora(), or ftlib.adapters.full() for all weights."
             )
+        if self.config.gradient_checkpointing:
+            enable_checkpointing(self.model)
+        self.scorer = self._prepared()
+        trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         rates = {}
         if self.value_head is not None:
             head = {f"value_head.{name}": weight for name, weight in self.value_head.named_parameters()}
             trainable |= head
             given = self.value_learning_rate
             rates = dict.fromkeys(head, self.learning_rate if given is None else given)
-            # a step may train the head alone, and values need no product with the vocabulary
-            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
-        if self.config.gradient_checkpointing:
-            enable_checkpointing(self.model)
-        self.scorer = self.accelerator.prepare(Scorer(self.model, value_head=self.value_head))
         self.masters = Masters(trainable)
         self.optimizer = make_optimizer(
             self.config, self.masters.named, self.learning_rate, rates, undecayed(self.model)
@@ -154,6 +144,22 @@ class Engine:
             self.device,
             f"{self.max_tokens:,}",
         )
+
+    def _prepared(self) -> Any:
+        """The model behind its one forward, wrapped or sharded as the processes were launched."""
+        scorer = Scorer(self.model, value_head=self.value_head)
+        if self.sharded:
+            shard(scorer, init_device_mesh(self.device.type, (self.accelerator.num_processes,)))
+            return scorer
+        if self.value_head is not None:
+            # a step may train the head alone, and values need no product with the vocabulary
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+        return self.accelerator.prepare(scorer)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether every rank holds a piece of each weight, and of its moments."""
+        return is_sharding(self.accelerator)
 
     @property
     def device(self) -> torch.device:
@@ -305,8 +311,9 @@ class Engine:
         )
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
-        # masters collect after every micro-batch, so then every one must be reduced
-        if last or self.masters.separate:
+        # masters collect after every micro-batch, so then every one must be reduced; gradients that wait for
+        # the last one would be whole
+        if last or self.masters.separate or self.sharded:
             return nullcontext()
         scope: AbstractContextManager[Any] = self.accelerator.no_sync(self.scorer)
         return scope
@@ -324,7 +331,7 @@ class Engine:
 
     def _clip(self) -> float:
         weights = [weight for weight in self.masters.named.values() if weight.grad is not None]
-        return float(nn.utils.clip_grad_norm_(weights, self.config.max_grad_norm))
+        return float(whole(nn.utils.clip_grad_norm_(weights, self.config.max_grad_norm)))
 
     def _refuse(self, loss: float, grad_norm: float, examples: Sequence[Example] | PackedBatch) -> None:
         named = [] if isinstance(examples, PackedBatch) else examples

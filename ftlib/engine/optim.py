@@ -13,6 +13,7 @@ from transformers import get_scheduler
 
 from ftlib.engine.config import TrainConfig
 from ftlib.errors import ConfigError
+from ftlib.models.sharding import distributed_like
 
 __all__ = ["Masters", "make_optimizer", "make_schedule"]
 
@@ -75,14 +76,14 @@ class Masters:
         return [weight._version for weight, _ in self._narrow]
 
     def copies(self) -> dict[str, Tensor]:
-        """The masters' present values, by name."""
+        """The masters' present values, by name; pieces where weights are."""
         return {name: master.detach().clone() for name, master in self.named.items()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set masters and weights from tensors by name."""
+        """Set masters and weights from whole tensors by name."""
         for name, master in self.named.items():
-            master.copy_(tensors[name])
+            master.copy_(distributed_like(tensors[name], master))
         self.publish()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ftlib.errors import CheckpointError
+from ftlib.models.sharding import distributed_like
 
 __all__ = ["flatten_optimizer", "restore_optimizer"]
 
@@ -104,7 +105,9 @@ def restore_optimizer(
         key, _, name = path.partition("/")
         if name:
             parameter, group = _owner(owners, name)
-            states.setdefault(name, {})[key] = value.detach().to(_device(key, parameter, group), copy=True)
+            own = value.detach().to(_device(key, parameter, group), copy=True)
+            like = parameter if own.shape == parameter.shape else own
+            states.setdefault(name, {})[key] = distributed_like(own, like)
     for name, entries in scalars["values"].items():
         _owner(owners, name)
         states.setdefault(name, {}).update({key: _unvalue(value) for key, value in entries.items()})

@@ -12,6 +12,8 @@ from peft import PeftConfig
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ftlib.models.sharding import whole
+
 __all__ = ["PROVENANCE", "config_settings", "hash_settings", "hash_tensors"]
 
 # Of a peft configuration: where it came from and what it is used for, not what it computes.
@@ -21,11 +23,11 @@ _OF_A_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_version"
 
 
 def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names and bytes, in the order of the names."""
+    """SHA-256 over names and bytes, in the order of the names. Of pieces, every rank takes part."""
     digest = hashlib.sha256()
     for name, tensor in sorted(named, key=lambda pair: pair[0]):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

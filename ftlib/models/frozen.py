@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ftlib.batches import PackedBatch
 from ftlib.errors import CapabilityError, CheckpointError, ConfigError
@@ -24,6 +25,7 @@ from ftlib.models.modes import evaluation_mode
 from ftlib.models.parts import inner_model
 from ftlib.models.plan import plan_for
 from ftlib.models.roles import adapters_active, adapters_off, swapped_weights
+from ftlib.models.sharding import is_sharded
 
 __all__ = ["AdapterOff", "FrozenCopy", "Snapshot", "scorer_of"]
 
@@ -87,11 +89,13 @@ class Snapshot:
         temperature: divides the logits, > 0.
 
     Raises:
+        CapabilityError: the policy is sharded.
         ConfigError: no weights to copy.
     """
 
     def __init__(self, model: nn.Module, *, temperature: float = 1.0) -> None:
         self.scorer = scorer_of(model)
+        _require_whole(self.scorer, "Snapshot")
         self.temperature = temperature
         self.adapters = active_adapters(self.scorer.model)
         of_the_base = parameters_in_use(self.scorer.model, ())
@@ -178,7 +182,12 @@ class FrozenCopy:
 
     @classmethod
     def of(cls, model: nn.Module, *, temperature: float = 1.0) -> FrozenCopy:
-        """A deep copy of a policy as it is now. The weights that are trained in it go into checkpoints."""
+        """A deep copy of a policy as it is now. The weights that are trained in it go into checkpoints.
+
+        Raises:
+            CapabilityError: the policy is sharded.
+        """
+        _require_whole(scorer_of(model), "FrozenCopy")
         copy = deepcopy(scorer_of(model)).eval()
         reference = cls(copy, temperature=temperature)
         reference._own = {
@@ -229,6 +238,14 @@ def _logprobs(scorer: Scorer, batch: PackedBatch, temperature: float) -> Tensor:
         return forward(scorer, batch, temperature=temperature).logprobs_N.float()
 
 
+def _require_whole(scorer: Scorer, name: str) -> None:
+    if is_sharded(scorer):
+        raise CapabilityError(
+            f"{name}: expected a policy that lies whole on every rank, got one sharded by FSDP. Train a "
+            "fresh adapter against its base, reference='adapter_off', or give the reference as a model of its own."
+        )
+
+
 def _require_frozen(weights: Mapping[str, Tensor]) -> None:
     trained = [name for name, weight in weights.items() if weight.requires_grad]
     if trained:
@@ -239,10 +256,9 @@ def _require_frozen(weights: Mapping[str, Tensor]) -> None:
 
 
 def _mark(weights: Mapping[str, Tensor]) -> Hashable:
-    """Where each tensor lies and how often it was written to."""
-    return tuple(
-        (weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights.values()
-    )
+    """Where each tensor, or this rank's piece of it, lies and how often it was written to."""
+    own = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights.values()]
+    return tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in own)
 
 
 def _fingerprint(

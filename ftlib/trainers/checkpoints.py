@@ -23,9 +23,10 @@ from ftlib.engine.lock import RunLock
 from ftlib.engine.manifest import PREFIX, newest_valid, read_manifest, verify
 from ftlib.errors import CheckpointError, ConfigError
 from ftlib.export.save import save_weights
+from ftlib.models.sharding import gathered
 from ftlib.trainers import snapshot
 from ftlib.trainers.identity import machine
-from ftlib.trainers.snapshot import Boundary, Stateful
+from ftlib.trainers.snapshot import Boundary, Stateful, Trained
 
 __all__ = ["Checkpoints"]
 
@@ -112,11 +113,15 @@ class Checkpoints:
         if self.folder is None:
             return False
         random_states, error = self.engine.rng_states(), None
-        if self.engine.accelerator.is_main_process:
-            try:
-                self._write(self.folder, boundary, random_states, best=best)
-            except CheckpointError as caught:
-                error = caught
+        writes = self.engine.accelerator.is_main_process
+        self._settings()  # every rank takes part in it, and in what follows
+        trained = Trained.of(self.engine)
+        with gathered(self.model, keep=writes):
+            if writes:
+                try:
+                    self._write(self.folder, boundary, random_states, trained, best=best)
+                except CheckpointError as caught:
+                    error = caught
         told = self.engine.from_first_rank("" if error is None else str(error))  # the others waited for it
         if told and self.engine.config.on_save_error == "raise":
             raise error or CheckpointError(told)
@@ -127,7 +132,13 @@ class Checkpoints:
         return True
 
     def _write(
-        self, target: Path, boundary: Boundary, random_states: Sequence[RandomState], *, best: bool
+        self,
+        target: Path,
+        boundary: Boundary,
+        random_states: Sequence[RandomState],
+        trained: Trained,
+        *,
+        best: bool,
     ) -> None:
         parts = self._parts()
 
@@ -135,7 +146,7 @@ class Checkpoints:
             save_weights(folder, self.model, flat=True)
             (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
             states = self.callbacks.states()
-            snapshot.write(folder, self.engine, self.sampler, boundary, states, random_states, parts)
+            snapshot.write(folder, self.engine, self.sampler, boundary, states, random_states, parts, trained)
 
         store = CheckpointStore(
             target,

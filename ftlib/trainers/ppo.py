@@ -29,6 +29,7 @@ from ftlib.data.encode import Encoder
 from ftlib.engine.config import TrainConfig
 from ftlib.engine.determinism import forked_rng, modes
 from ftlib.engine.engine import Engine, StepResult, Stopped
+from ftlib.engine.launch import refuse_sharding
 from ftlib.engine.ppo_config import PPOConfig
 from ftlib.errors import CapabilityError, ConfigError, ShapeError
 from ftlib.losses import AdaptiveKL, FixedKL, RunningMoments
@@ -157,6 +158,9 @@ class PPOTrainer(Trainer):
 
     def make_engine(self, objective: Objective) -> Engine:
         """The policy's engine and the other roles, all made of the weights the policy has now."""
+        refuse_sharding(
+            "PPOTrainer", "its sampler and its roles run the policy outside of the prepared forward"
+        )
         config, given = self.config, cast(PPO, objective)
         own_critic = self._critic_kind != "head"
         self.objective = replace(given, critic=False) if own_critic else given

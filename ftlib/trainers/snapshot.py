@@ -27,10 +27,12 @@ from ftlib.engine.engine import Engine, RandomState
 from ftlib.engine.files import load_state, load_tensors, save_state, save_tensors
 from ftlib.engine.optimizer_state import flatten_optimizer, restore_optimizer
 from ftlib.engine.window import LogWindow
+from ftlib.models.sharding import whole_tensors
 
 __all__ = [
     "Boundary",
     "Counters",
+    "Learner",
     "Stateful",
     "Trained",
     "expected_bytes",
@@ -55,7 +57,7 @@ class Stateful(Protocol):
 
 
 @runtime_checkable
-class Trained(Stateful, Protocol):
+class Learner(Stateful, Protocol):
     """A part that learns beside the model, such as a critic: the best evaluation has weights of it too."""
 
     def weights(self) -> dict[str, Tensor]:
@@ -96,6 +98,30 @@ class Boundary:
     owing: list[str] = field(default_factory=list)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What training has changed, whole on the rank that writes; elsewhere, of a sharded model, nothing.
+
+    Args:
+        masters: the trained weights in training precision, by name.
+        moments: tensors of the optimiser, by state and name.
+        options: the rest of its state.
+    """
+
+    masters: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, engine: Engine) -> Trained:
+        """As it is now. Every rank takes part."""
+        moments, options = flatten_optimizer(engine.optimizer, engine.masters.named)
+        keep = engine.accelerator.is_main_process
+        masters = whole_tensors(engine.masters.named, keep=keep)
+        return cls(masters, whole_tensors(moments, keep=keep), options)
+
+
 def write(
     folder: Path,
     engine: Engine,
@@ -104,21 +130,22 @@ def write(
     callbacks: Sequence[Mapping[str, Any]],
     random_states: Sequence[RandomState],
     parts: Mapping[str, Stateful],
+    trained: Trained,
 ) -> None:
     """Put every file but the exported weights and the manifest into `folder`.
 
     Args:
         folder: an empty one.
-        engine: weights, moments and schedule.
+        engine: schedule and counters.
         sampler: the data cursor.
         boundary: where the run stands.
         callbacks: what these remember.
         random_states: of every rank, in order.
         parts: what else has a state, by names without ``/``.
+        trained: weights and moments.
     """
-    moments, options = flatten_optimizer(engine.optimizer, engine.masters.named)
-    save_tensors(folder / "train_state.safetensors", _detached(engine.masters.named))
-    save_tensors(folder / "optimizer.safetensors", _detached(moments))
+    save_tensors(folder / "train_state.safetensors", _contiguous(trained.masters))
+    save_tensors(folder / "optimizer.safetensors", _contiguous(trained.moments))
     generators = {
         f"rank{rank}/{name}": tensor
         for rank, (tensors, _) in enumerate(random_states)
@@ -136,7 +163,7 @@ def write(
         "owing": boundary.owing,
         "cursor": sampler.state_dict(),
         "schedule": engine.schedule.state_dict(),
-        "optimizer": options,
+        "optimizer": trained.options,
         "rng": [scalars for _, scalars in random_states],
         "callbacks": callbacks,
         "skipped": engine.skipped,
@@ -235,14 +262,14 @@ def load_weights(folder: Path, engine: Engine, parts: Mapping[str, Stateful]) ->
     """Set the trained weights, those of parts among them, and nothing else, to those of a checkpoint."""
     engine.masters.load(load_tensors(folder / "train_state.safetensors"))
     for part, owner in parts.items():
-        if isinstance(owner, Trained):
+        if isinstance(owner, Learner):
             owner.load_weights(_tensors_of(part, load_tensors(folder / "parts.safetensors")))
 
 
 def kept_weights(engine: Engine, parts: Mapping[str, Stateful]) -> Callable[[], None]:
     """Copies the trained weights, those of parts among them; what comes back sets them again."""
     own = engine.masters.copies()
-    others = [(part, part.weights()) for part in parts.values() if isinstance(part, Trained)]
+    others = [(part, part.weights()) for part in parts.values() if isinstance(part, Learner)]
 
     def restore() -> None:
         engine.masters.load(own)
@@ -260,5 +287,5 @@ def expected_bytes(engine: Engine, parts: Mapping[str, Stateful]) -> int:
     return exported + 3 * trained + others + 2**20
 
 
-def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

@@ -24,6 +24,7 @@ from ftlib.errors import CapabilityError, ConfigError
 from ftlib.evaluation import decode, generate
 from ftlib.export import save
 from ftlib.models.parts import language_task
+from ftlib.models.sharding import gathered
 from ftlib.trainers.card import card_data
 from ftlib.trainers.inputs import check_ids, context_length, encode
 from ftlib.trainers.snapshot import Boundary
@@ -129,7 +130,7 @@ class TrainedModel:
             generation_options: of transformers' `GenerationConfig`, such as temperature.
 
         Raises:
-            CapabilityError: what is trained writes no text.
+            CapabilityError: what is trained writes no text, or is sharded.
             ConfigError: one string, of which each letter would be a prompt; or an unknown option.
         """
         if self.no_generation is not None:
@@ -137,6 +138,11 @@ class TrainedModel:
         if isinstance(prompts, str):
             raise ConfigError(
                 f"generate: expected a list of prompts, got the string {prompts!r:.60}. Put it into a list."
+            )
+        if self.engine.sharded:
+            raise CapabilityError(
+                "generate: expected a model that lies whole on this rank, got one sharded by FSDP. Save it, "
+                "trainer.save(folder), and load it in one process: ftlib.load(folder)."
             )
         tokenizer = self._needed_tokenizer()
         encoded = [self.encoder.encode_prompt(prompt) for prompt in prompts]
@@ -155,7 +161,8 @@ class TrainedModel:
     def save(self, folder: str | Path, *, samples: bool = True) -> Path:
         """The trained thing: adapter or model, tokenizer, model card.
 
-        Loads in plain peft and transformers, with no ftlib installed.
+        Loads in plain peft and transformers, with no ftlib installed. Of a sharded model every rank takes
+        part, and the first one writes.
 
         Args:
             folder: where to.
@@ -170,7 +177,13 @@ class TrainedModel:
             self.boundary.history,
             samples=samples,
         )
-        return save(folder, self.model, self.tokenizer, card=card)
+        writes = self.engine.accelerator.is_main_process or not self.engine.sharded
+        with gathered(self.model, keep=writes):
+            if writes:
+                save(folder, self.model, self.tokenizer, card=card)
+            if self.engine.sharded:
+                self.engine.agreed(False)  # the others wait until it is there
+        return Path(folder).expanduser()
 
     def _evaluated(self, dataset: Any) -> Examples:
         """What an evaluation is of: `dataset`, or the trainer's own for None."""

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from ftlib.adapters import Adapter, full, lora
 from ftlib.engine import TrainConfig
+from ftlib.models.sharding import distributed_like
 from ftlib.trainers import SFTTrainer
 from tests.models_zoo import VOCAB, tiny_model
 
@@ -82,7 +83,8 @@ def sft(
         with torch.no_grad():
             for name, weight in trainer.engine.masters.named.items():
                 if "lora_B" in name:
-                    weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+                    drawn = 0.1 * torch.randn(weight.shape, generator=generator)
+                    weight.copy_(distributed_like(drawn, weight))
     return trainer
 
 
