@@ -242,7 +242,8 @@ def _require_whole(scorer: Scorer, name: str) -> None:
     if is_sharded(scorer):
         raise CapabilityError(
             f"{name}: expected a policy that lies whole on every rank, got one sharded by FSDP. Train a "
-            "fresh adapter against its base, reference='adapter_off', or give the reference as a model of its own."
+            "fresh adapter against its base, reference='adapter_off', or give the reference as a model of "
+            "its own."
         )
 
 

@@ -29,7 +29,7 @@ def plugin(**options: Any) -> FullyShardedDataParallelPlugin:
 
 def test_deepspeed_is_refused_before_it_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(CapabilityError, match="DeepSpeed.*--use_fsdp --fsdp_version 2"):
+    with pytest.raises(CapabilityError, match=r"DeepSpeed.*--use_fsdp --fsdp_version 2"):
         launched()
 
 
