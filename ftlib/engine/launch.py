@@ -65,8 +65,8 @@ def require_supported(accelerator: Accelerator) -> None:
     if accelerator.mixed_precision not in expected:
         raise CapabilityError(
             f"engine: expected mixed precision {' or '.join(map(repr, expected))}, got "
-            f"{accelerator.mixed_precision!r}. Load the model in bfloat16, whose trained weights have float32 "
-            f"masters, and launch with --mixed_precision {expected[-1]}."
+            f"{accelerator.mixed_precision!r}. Load the model in bfloat16, whose trained weights have "
+            f"float32 masters, and launch with --mixed_precision {expected[-1]}."
         )
 
 
