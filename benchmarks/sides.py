@@ -20,11 +20,9 @@ from benchmarks.jobs import Train
 from benchmarks.recorder import IGNORED, Example, Recorder, base_sha256
 from benchmarks.records import Run
 
-__all__ = ["TUNED", "examples_of", "run_ftlib", "run_trl", "saved"]
+__all__ = ["examples_of", "run_ftlib", "run_trl", "saved", "tuned"]
 
 OPTIMISER: dict[str, Any] = {"weight_decay": 0.0, "max_grad_norm": 1.0}
-# TRL's best settings for every task: base weights in bfloat16, nothing computed twice.
-TUNED: dict[str, Any] = {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": False}
 
 Unpack = Callable[[Any], list[Example]]  # a batch of one side to the examples it holds
 
@@ -34,6 +32,19 @@ def saved(job: Train, name: str) -> Dataset:
     rows = load_from_disk(f"{job.folder}/{name}", keep_in_memory=True)
     assert isinstance(rows, Dataset)
     return rows
+
+
+def tuned(job: Train) -> dict[str, Any]:
+    """TRL's best settings for every task: nothing computed twice, in the precision that is fast here.
+
+    Base weights in bfloat16 where the device multiplies it in hardware; elsewhere float32 without autocast,
+    since emulated bfloat16 is slower.
+    """
+    from ftlib.models.precision import bf16_is_fast
+
+    fast, _ = bf16_is_fast(torch.device(job.device))
+    dtype = "bfloat16" if fast else "float32"
+    return {"model_init_kwargs": {"dtype": dtype}, "bf16": fast, "gradient_checkpointing": False}
 
 
 def run_ftlib(job: Train, make_trainer: Callable[..., Any], unpack: Unpack, task: str = "causal_lm") -> Run:
@@ -142,8 +153,7 @@ def run_trl(
             per_device_train_batch_size=job.batch_size,
             learning_rate=job.learning_rate,
             **OPTIMISER,
-            **precision,
-            **settings,
+            **{**settings, **precision},
         ),
         train_dataset=data,
         processing_class=tokenizer or AutoTokenizer.from_pretrained(job.model),

@@ -24,7 +24,7 @@ from benchmarks.jobs import Evaluate, Evaluation, Prepare, Task, Train
 from benchmarks.materials import workload
 from benchmarks.recorder import IGNORED, Example, Row
 from benchmarks.records import Run, Workload
-from benchmarks.sides import TUNED, examples_of, run_ftlib, run_trl, saved
+from benchmarks.sides import examples_of, run_ftlib, run_trl, saved, tuned
 from benchmarks.tasks.pairs import Pair, evaluate_pairs, prepare_pairs
 
 __all__ = ["TASK", "labelled", "unpadded", "unused_token"]
@@ -60,8 +60,8 @@ def train_trl(job: Train) -> Run:
 
 
 def train_trl_tuned(job: Train) -> Run:
-    """TRL with base weights in bfloat16 and without gradient checkpointing."""
-    return _train_trl(job, TUNED)
+    """TRL in the precision that is fast here, without gradient checkpointing."""
+    return _train_trl(job, tuned(job))
 
 
 def _train_trl(job: Train, settings: Mapping[str, Any]) -> Run:

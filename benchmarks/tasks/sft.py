@@ -3,7 +3,8 @@
 Both get the same token ids and labels. TRL's best settings are two sides, because which is faster
 depends on the lengths of the rows:
 
-- `trl-tuned`: base weights in bfloat16, no gradient checkpointing;
+- `trl-tuned`: base weights in bfloat16 where the processor has it, else float32 without autocast; no gradient
+  checkpointing;
 - `trl-flat`: the same without padding (`padding_free`), attention kept apart by a mask.
 
 Grouping by length and packing are left out: they change which rows meet in a step.
@@ -23,7 +24,7 @@ from benchmarks.jobs import Evaluate, Evaluation, Prepare, Task, Train
 from benchmarks.materials import Rows, adapter_delta, load_plain, longest, workload
 from benchmarks.recorder import IGNORED, Example, Row
 from benchmarks.records import Run, Workload
-from benchmarks.sides import TUNED, examples_of, run_ftlib, run_trl, saved
+from benchmarks.sides import examples_of, run_ftlib, run_trl, saved, tuned
 
 __all__ = ["TASK"]
 
@@ -129,13 +130,13 @@ def train_trl(job: Train) -> Run:
 
 
 def train_trl_tuned(job: Train) -> Run:
-    """TRL with base weights in bfloat16 and without gradient checkpointing."""
-    return _train_trl(job, TUNED)
+    """TRL in the precision that is fast here, without gradient checkpointing."""
+    return _train_trl(job, tuned(job))
 
 
 def train_trl_flat(job: Train) -> Run:
     """Likewise, and without padding, for which TRL asks that it need not cut rows."""
-    return _train_trl(job, {**TUNED, "padding_free": True, "max_length": None})
+    return _train_trl(job, {**tuned(job), "padding_free": True, "max_length": None})
 
 
 def _train_trl(job: Train, settings: Mapping[str, Any]) -> Run:
