@@ -74,7 +74,7 @@ SIGNATURES = {  # as far as they are promised: arguments in order, "*" before ke
     "losses.nll": "logprobs_N",
     "losses.token_logprobs": "logits_TV, targets_T, *, temperature=1.0",
     "losses.entropy": "logits_TV",
-    "losses.bradley_terry": "chosen_B, rejected_B, *, margin_B=None, center=0.0",
+    "losses.bradley_terry": "chosen_B, rejected_B, *, margin_B=None, center=0.0, label_B=None",
     "losses.dpo": _PAIR_LOSS,
     "losses.ipo": _PAIR_LOSS,
     "losses.hinge": _PAIR_LOSS,

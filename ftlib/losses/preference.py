@@ -27,11 +27,18 @@ __all__ = ["bradley_terry", "dpo", "hinge", "ipo", "robust_dpo"]
 
 
 def bradley_terry(
-    chosen_B: Tensor, rejected_B: Tensor, *, margin_B: Tensor | None = None, center: float = 0.0
+    chosen_B: Tensor,
+    rejected_B: Tensor,
+    *,
+    margin_B: Tensor | None = None,
+    center: float = 0.0,
+    label_B: Tensor | None = None,
 ) -> Tensor:
     """Negative log-likelihood that the chosen completion leads by its margin.
 
-        loss = -log sigmoid(chosen - rejected - margin) + center * (chosen + rejected)^2
+        loss = -p log sigmoid(d) - (1 - p) log sigmoid(-d) + center * (chosen + rejected)^2
+
+    with d = chosen - rejected - margin, and p = 1 unless a soft label says less.
 
     Args:
         chosen_B: scores of the chosen completions, float [B], any unit.
@@ -39,6 +46,7 @@ def bradley_terry(
         margin_B: lead asked for, float [B], same unit; None asks for none.
         center: weight of the pull towards scores that sum to zero, >= 0. The first part leaves the
             level of the scores free.
+        label_B: p, the probability that the chosen one is the better, float [B], in [0, 1]; None is one.
 
     Returns:
         float32 (float64 for float64) [B], nats; gradient reaches both scores.
@@ -58,7 +66,12 @@ def bradley_terry(
         raise ConfigError(f"bradley_terry: expected a finite center >= 0, got {center}.")
     margin_B = torch.zeros_like(chosen_B) if margin_B is None else margin_B
     chosen_B, rejected_B, margin_B = _vectors("bradley_terry", chosen_B, rejected_B, margin_B)
-    return -logsigmoid(chosen_B - rejected_B - margin_B) + center * (chosen_B + rejected_B).square()
+    lead_B = chosen_B - rejected_B - margin_B
+    loss_B = -logsigmoid(lead_B) + center * (chosen_B + rejected_B).square()
+    if label_B is None:
+        return loss_B
+    lead_B, label_B = _vectors("bradley_terry", lead_B, label_B)
+    return loss_B + (1 - label_B) * lead_B  # -(1 - p) log sigmoid(-d) = (1 - p) (d - log sigmoid(d))
 
 
 def dpo(

@@ -56,6 +56,27 @@ def test_centring_adds_its_weight_times_the_squared_sum() -> None:
     assert_close(centred - plain, torch.tensor([0.01]))
 
 
+def test_a_soft_label_mixes_both_orders() -> None:
+    """p (log(1 + 1/e)) + (1 - p) log(1 + e), for a lead of one and p = 3/4."""
+    loss_B = bradley_terry(torch.ones(1), torch.zeros(1), label_B=torch.tensor([0.75]))
+    assert_close(loss_B, torch.tensor([0.75 * log1pexp(-1) + 0.25 * log1pexp(1)]))
+
+
+def test_a_soft_label_is_met_where_the_lead_has_its_odds() -> None:
+    """The slope of the loss in d is sigmoid(d) - p: zero at d = log(p / (1 - p))."""
+    lead_B = torch.tensor([math.log(0.9 / 0.1)], dtype=torch.float64, requires_grad=True)
+    zero_B = torch.zeros_like(lead_B)
+    bradley_terry(lead_B, zero_B, label_B=torch.full_like(lead_B, 0.9)).sum().backward()
+    assert_close(lead_B.grad, zero_B)
+
+
+def test_a_soft_label_of_one_is_no_label() -> None:
+    chosen_B, rejected_B, margin_B, _ = random_four()
+    plain_B = bradley_terry(chosen_B, rejected_B, margin_B=margin_B)
+    labelled_B = bradley_terry(chosen_B, rejected_B, margin_B=margin_B, label_B=torch.ones_like(margin_B))
+    assert torch.equal(labelled_B, plain_B)
+
+
 @pytest.mark.parametrize(
     ("loss", "noise", "at_0", "at_1"),
     [
@@ -199,6 +220,8 @@ def test_gradients_of_bradley_terry_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(
         lambda a, b, margin: bradley_terry(a, b, margin_B=margin, center=0.3), (a, b, margin)
     )
+    label = torch.full_like(a, 0.7)
+    assert torch.autograd.gradcheck(lambda a, b: bradley_terry(a, b, label_B=label), (a, b))
 
 
 @pytest.mark.parametrize("loss", [*SMOOTH, hinge, "bradley_terry"])
