@@ -8,6 +8,8 @@ from typing import Any, final
 
 __all__ = ["Report"]
 
+DROPPED = "examples dropped"
+
 
 @final
 @dataclass
@@ -89,14 +91,18 @@ class Report:
 
     def flags(self) -> list[str]:
         """What deserves a look before training, in words."""
-        return [f"{count:,} of {self.examples:,} {what}" for what, count in self.red_flags().items()]
+        whole = self.examples + self.dropped.total()
+        return [
+            f"{count:,} of {whole if what == DROPPED else self.examples:,} {what}"
+            for what, count in self.red_flags().items()
+        ]
 
     def red_flags(self) -> dict[str, int]:
         """Kind of flag, in words -> the examples that it concerns; at least one."""
         counts = {
             "examples without a trained stop token": self.without_terminator,
             "examples whose text holds control tokens, kept as text": self.control_text,
-            "examples dropped": self.dropped.total(),
+            DROPPED: self.dropped.total(),
             "examples truncated": self.truncated,
             "examples that repeat an earlier one": self.duplicates,
             "examples whose prompt stands in the other data, too": self.overlap,

@@ -129,7 +129,8 @@ class Trainer(Boundaries):
         self.callbacks = dispatcher(
             self.engine,
             self.tokenizer,
-            [self._progress, *callbacks],
+            self._progress,
+            callbacks,
             steps=self.steps,
             epochs=-(-self.steps // per_epoch),
         )

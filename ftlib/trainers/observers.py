@@ -10,6 +10,7 @@ from ftlib.engine.callbacks import CallbackDispatcher, training_arguments
 from ftlib.engine.config import TrainConfig
 from ftlib.engine.engine import Engine
 from ftlib.engine.progress import ProgressCallback
+from ftlib.errors import ConfigError
 
 __all__ = ["dispatcher", "progress_display"]
 
@@ -23,6 +24,7 @@ def progress_display(config: TrainConfig) -> ProgressCallback:
 def dispatcher(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase | None,
+    display: TrainerCallback,
     callbacks: Sequence[TrainerCallback | type[TrainerCallback]],
     *,
     steps: int,
@@ -33,10 +35,18 @@ def dispatcher(
     Args:
         engine: its model, settings and optimiser are what callbacks are handed.
         tokenizer: handed too.
+        display: called before the others.
         callbacks: in the order they are called.
         steps: planned.
         epochs: passes over the data planned, the last one counted whole.
+
+    Raises:
+        ConfigError: something that is no callback among them, or one callback in place of a list.
     """
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(
+            f"trainer: expected a list of callbacks, got {callbacks!r:.80}. Put it into a list: [callback]."
+        )
     config, accelerator = engine.config, engine.accelerator
     fields = {name: getattr(config, name) for name in TrainConfig.__dataclass_fields__}
     arguments = training_arguments(fields | {"learning_rate": engine.learning_rate}, config.output_dir)
@@ -51,7 +61,7 @@ def dispatcher(
         is_world_process_zero=accelerator.is_main_process,
     )
     return CallbackDispatcher(
-        callbacks,
+        [display, *callbacks],
         engine.model,
         tokenizer,
         arguments,

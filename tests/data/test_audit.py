@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import pytest
 
 from ftlib.data import Encoder, LabelledEncoder, audit, load_records
+from ftlib.data.report import Report
 from ftlib.errors import ConfigError
 from tests.data.tokenizers_zoo import tiny
 
@@ -87,6 +89,11 @@ def test_each_kind_of_red_flag_is_logged_once(caplog):
         "1 of 2 examples that repeat an earlier one",
         "2 of 2 examples whose prompt stands in the other data, too",
     ]
+
+
+def test_dropped_examples_are_counted_among_those_that_came():
+    report = Report(examples=0, dropped=Counter(too_long=1))
+    assert report.flags() == ["1 of 1 examples dropped"]
 
 
 def test_the_report_shows_what_was_found():

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from ftlib.engine.callbacks import EVENTS
 from ftlib.engine.files import load_state, save_state
+from ftlib.errors import ConfigError
 from tests.models_zoo import tiny_model
 from tests.trainers.processes import ranks, start
 from tests.trainers.runs import assert_same, run
@@ -242,3 +243,8 @@ def test_a_boundary_is_saved_once_whoever_asks(tmp_path):
     callbacks = [setting("should_save", 2, "on_step_end"), setting("should_save", 3, "on_epoch_end")]
     sft(data=DATA, batch_size=BATCH, save_steps=3, output_dir=tmp_path, callbacks=callbacks).train()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000002", "checkpoint-00000003"]
+
+
+def test_one_callback_in_place_of_a_list_is_refused():
+    with pytest.raises(ConfigError, match=r"expected a list of callbacks, got .*\[callback\]"):
+        sft(callbacks=Told())
