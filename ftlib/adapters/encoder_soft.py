@@ -18,13 +18,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftlib.adapters.encoder_head import is_encoder_classifier
-from ftlib.adapters.vetting import read_json
+from ftlib.adapters.vetting import BEHIND, read_json
 from ftlib.errors import CapabilityError
 
 __all__ = ["read_config", "require_place", "write_place"]
 
 _CONFIG = "adapter_config.json"
-_BEHIND = " behind [CLS], where peft puts none: load it with ftlib.load(base, adapter=folder)"
 
 
 def require_place(config: PeftConfig, inner: PreTrainedModel) -> None:
@@ -54,7 +53,7 @@ def write_place(folder: Path, model: PeftModel) -> None:
     if _stands_behind(model.active_peft_config, model):
         path = folder / _CONFIG
         held = read_json(path)
-        held["peft_type"] += _BEHIND
+        held["peft_type"] += BEHIND
         path.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -66,12 +65,12 @@ def read_config(folder: Path, model: nn.Module) -> PeftConfig:
     """
     held = read_json(folder / _CONFIG)
     kind = str(held.get("peft_type"))
-    if kind.endswith(_BEHIND):
-        held["peft_type"] = kind.removesuffix(_BEHIND)
+    if kind.endswith(BEHIND):
+        held["peft_type"] = kind.removesuffix(BEHIND)
         config: PeftConfig = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**held))
     else:
         config = PeftConfig.from_pretrained(str(folder))
-    if kind.endswith(_BEHIND) is not _stands_behind(config, model):
+    if kind.endswith(BEHIND) is not _stands_behind(config, model):
         raise CapabilityError(
             f"{folder / _CONFIG}: expected virtual tokens that stand where this model has them, got "
             f"{kind!r} for {type(model).__name__}. Train them with ftlib on a model of this kind; those of "

@@ -126,8 +126,10 @@ def grow_for_tokens(folder: Path, model: PreTrainedModel | PeftModel) -> None:
 
 def read_rows_here(model: PeftModel) -> None:
     """Let peft's own forward of virtual tokens read the table with its new rows, not the one inside it."""
+    if not model.active_peft_config.is_prompt_learning:
+        return
     table: nn.Module = _inner(model).get_input_embeddings()
-    if model.active_peft_config.is_prompt_learning and isinstance(table, TrainableTokensWrapper):
+    if isinstance(table, TrainableTokensWrapper):
         model.word_embeddings = table
 
 

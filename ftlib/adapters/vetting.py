@@ -20,9 +20,19 @@ from safetensors import SafetensorError, safe_open
 
 from ftlib.errors import CheckpointError, ConfigError
 
-__all__ = ["NEW_TOKENS", "WEIGHTS", "check_adapter", "code_keys", "read_json", "rows_beside", "rows_files"]
+__all__ = [
+    "BEHIND",
+    "NEW_TOKENS",
+    "WEIGHTS",
+    "check_adapter",
+    "code_keys",
+    "read_json",
+    "rows_beside",
+    "rows_files",
+]
 
 WEIGHTS = "adapter_model.safetensors"
+BEHIND = " behind [CLS], where peft puts none: load it with ftlib.load(base, adapter=folder)"  # after a kind
 NEW_TOKENS = "new_tokens"  # a subfolder, or flat files: rows of the tables, as an adapter of their own
 _CONFIG = "adapter_config.json"
 _CODE_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "kernel_config", "use_kernels")
@@ -120,6 +130,8 @@ def _check(config_path: Path, weights_path: Path, kinds: Sequence[str]) -> None:
 def _check_keys(config: dict[str, Any], path: Path, kinds: Sequence[str]) -> None:
     """Refuse a kind of adapter that is not known, and settings that its kind does not have."""
     kind = config.get("peft_type")
+    if isinstance(kind, str):
+        kind = kind.removesuffix(BEHIND)
     if kind not in kinds:
         raise ConfigError(
             f"{path}: peft_type: expected one of {', '.join(kinds)}, got {kind!r:.40}. If you trust it, load "

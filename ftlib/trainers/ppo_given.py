@@ -69,6 +69,11 @@ def given_rollouts(
         value = value_of(item, len(completion_ids), row)
         if value is None:
             continue
+        if len(completion_ids) == 0:
+            raise ShapeError(
+                f"step: expected at least one token in response {row} (counted from 0), got none: a text "
+                "does not hold the stop token that was drawn. Give token ids, or None as its reward."
+            )
         text = (
             response
             if isinstance(response, str)

@@ -182,14 +182,14 @@ def test_an_encoder_is_no_policy_and_no_reward_model():
     from ftlib.models import as_reward_model
     from ftlib.models.plan import plan_for
     from ftlib.trainers import RewardTrainer, SFTTrainer
-    from tests.trainers.tiny import rows
+    from tests.trainers.tiny import VOCAB, rows
 
     with pytest.raises(CapabilityError, match="got the encoder BertForSequenceClassification"):
         plan_for(encoder())
     for make in (as_reward_model, lambda model: RewardTrainer(model, [])):
         with pytest.raises(CapabilityError, match="a head named 'score'"):
             make(encoder(labels=1))
-    trainer = SFTTrainer(encoder().requires_grad_(True), rows(2))
+    trainer = SFTTrainer(encoder(vocab_size=VOCAB).requires_grad_(True), rows(2))
     with pytest.raises(CapabilityError, match="got log-probabilities"):
         trainer.step(rows(2))
 

@@ -66,6 +66,12 @@ def test_arguments_of_other_lengths_are_named():
         ppo().step(QUERIES, RESPONSES, [1.0], masks=[[True]] * 3)
 
 
+def test_a_response_without_a_token_is_named_unless_it_is_left_out():
+    with pytest.raises(ShapeError, match=r"at least one token in response 1"):
+        ppo().step(QUERIES, [RESPONSES[0], []], [1.0, 1.0])
+    assert ppo().step(QUERIES, [RESPONSES[0], []], [1.0, None])["dropped"] == 0.5
+
+
 def test_what_is_no_reward_is_refused_by_row():
     with pytest.raises(DataError, match=r"<reward>:1: expected a number.*got str"):
         ppo().step(QUERIES, RESPONSES, [1.0, "2"])
