@@ -69,7 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=_positive, default=1, help="passes over the rows (default: 1)")
     parser.add_argument("--out", type=Path, help="where the result goes (default: benchmarks/results)")
     parser.add_argument("--device", choices=("cpu",), default="cpu")
-    parser.add_argument("--tuned", action="store_true", help="also run the baseline's best settings")
+    parser.add_argument(
+        "--tuned",
+        nargs="*",
+        metavar="SIDE",
+        help="also run the baseline's best settings: those named, or all that the task has",
+    )
     parser.add_argument(
         "--allocator",
         nargs="?",
@@ -98,12 +103,21 @@ def _options(parsed: argparse.Namespace, folder: Path) -> Options:
         learning_rate=TASKS[parsed.task].learning_rate,
         out=(parsed.out or ROOT / ("build/smoke" if smoke else "benchmarks/results")).resolve(),
         device=parsed.device,
-        tuned=parsed.tuned,
+        tuned=_tuned(parsed),
         allocator=dict(setting.split("=", 1) for setting in parsed.allocator.split(",") if setting),
         force=parsed.force or smoke,
         baseline_python=parsed.baseline_python or _baseline_python(parsed.task, parsed.baseline),
         **({"held_out": 8, "matmul_size": 128, "copy_bytes": 2**20} if smoke else {}),
     )
+
+
+def _tuned(parsed: argparse.Namespace) -> tuple[str, ...]:
+    best = TASKS[parsed.task].best(parsed.baseline)
+    named: list[str] = parsed.tuned or []
+    if unknown := sorted(set(named) - set(best)):
+        offered = ", ".join(best) or "no such side"
+        raise SystemExit(f"--tuned: {parsed.task} has {offered}, not {unknown[0]!r}")
+    return best if parsed.tuned == [] else tuple(named)
 
 
 def _model(folder: Path, *, smoke: bool) -> Path:

@@ -110,7 +110,7 @@ class _Driver:
 
     def _variants(self) -> list[_Variant]:
         options = self.options
-        theirs = self._offer.theirs(options.baseline, tuned=options.tuned)
+        theirs = (*self._offer.default(options.baseline), *options.tuned)
         variants = [_Variant(side, side, {}) for side in (*theirs, *self._offer.ours)]
         if options.allocator:
             variants += [
@@ -124,7 +124,7 @@ class _Driver:
 
     @property
     def _default_sides(self) -> tuple[str, ...]:
-        return (*self._offer.theirs(self.options.baseline, tuned=False), *self._offer.ours)
+        return (*self._offer.default(self.options.baseline), *self._offer.ours)
 
     @property
     def _all_steps(self) -> int:

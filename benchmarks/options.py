@@ -16,7 +16,7 @@ class Options:
         model: a folder.
         data: a file, or "" for the task's own.
         steps: optimiser steps of one epoch.
-        tuned: also run the baseline's best settings.
+        tuned: sides with the baseline's best settings to run as well.
         allocator: environment of extra runs of both sides; empty for none.
         force: start on a busy machine.
         baseline_python: interpreter of the baseline's sides.
@@ -32,7 +32,7 @@ class Options:
     learning_rate: float
     out: Path
     device: str
-    tuned: bool
+    tuned: tuple[str, ...]
     allocator: dict[str, str]
     force: bool
     baseline_python: str

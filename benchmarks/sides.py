@@ -20,7 +20,7 @@ from benchmarks.jobs import Train
 from benchmarks.recorder import IGNORED, Example, Recorder, base_sha256
 from benchmarks.records import Run
 
-__all__ = ["examples_of", "run_ftlib", "run_trl", "saved", "tuned"]
+__all__ = ["examples_of", "fast_dtype", "run_ftlib", "run_trl", "saved", "tuned"]
 
 OPTIMISER: dict[str, Any] = {"weight_decay": 0.0, "max_grad_norm": 1.0}
 
@@ -34,17 +34,25 @@ def saved(job: Train, name: str) -> Dataset:
     return rows
 
 
-def tuned(job: Train) -> dict[str, Any]:
-    """TRL's best settings for every task: nothing computed twice, in the precision that is fast here.
-
-    Base weights in bfloat16 where the device multiplies it in hardware; elsewhere float32 without autocast,
-    since emulated bfloat16 is slower.
-    """
+def fast_dtype(job: Train) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32: emulated bfloat16 is slower."""
     from ftlib.models.precision import bf16_is_fast
 
     fast, _ = bf16_is_fast(torch.device(job.device))
-    dtype = "bfloat16" if fast else "float32"
-    return {"model_init_kwargs": {"dtype": dtype}, "bf16": fast, "gradient_checkpointing": False}
+    return torch.bfloat16 if fast else torch.float32
+
+
+def tuned(job: Train) -> dict[str, Any]:
+    """TRL's best settings for every task: nothing computed twice, in the precision that is fast here.
+
+    Base weights in that precision, and autocast only where it is bfloat16.
+    """
+    dtype = fast_dtype(job)
+    return {
+        "model_init_kwargs": {"dtype": str(dtype).removeprefix("torch.")},
+        "bf16": dtype == torch.bfloat16,
+        "gradient_checkpointing": False,
+    }
 
 
 def run_ftlib(job: Train, make_trainer: Callable[..., Any], unpack: Unpack, task: str = "causal_lm") -> Run:

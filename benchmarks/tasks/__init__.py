@@ -30,12 +30,13 @@ class Offer:
     ours: tuple[str, ...] = ("ftlib",)
     environments: Mapping[str, str] = field(default_factory=dict)
 
-    def theirs(self, baseline: str, *, tuned: bool) -> tuple[str, ...]:
-        """Sides of a baseline: the one that is compared by default, then its best settings, if asked for."""
-        if baseline == ALONE:
-            return ()
-        default, best = self.sides[baseline]
-        return (default, *(best if tuned else ()))
+    def default(self, baseline: str) -> tuple[str, ...]:
+        """The one side of a baseline that is compared by default; none without a baseline."""
+        return () if baseline == ALONE else (self.sides[baseline][0],)
+
+    def best(self, baseline: str) -> tuple[str, ...]:
+        """The sides with a baseline's best settings."""
+        return () if baseline == ALONE else self.sides[baseline][1]
 
 
 TASKS = {

@@ -12,8 +12,8 @@ both make one pass over each step's completions, where the ratio must be 1 and, 
 | ftlib-adapter | likewise | a second adapter on the same base |
 | trl | float32 weights, an adapter | a second model, trained whole |
 | trl-autocast | likewise, in bfloat16 autocast | likewise |
-| trl-tuned | bfloat16 weights, an adapter | likewise in bfloat16 |
-| trl-adapter | likewise | a second model in bfloat16 with an adapter of its own |
+| trl-tuned | weights in bfloat16 where the processor has it, an adapter | likewise in bfloat16 |
+| trl-adapter | likewise | likewise, with an adapter of its own |
 
 TRL's default is `bf16=True`, but it makes an `Accelerator` of its own that does not hear of it: with the
 pinned transformers its defaults compute in float32. `trl-autocast` tells accelerate by its environment
@@ -58,7 +58,7 @@ from benchmarks.materials import ADAPTER, Rows, adapter_delta, load_plain, longe
 from benchmarks.recorder import base_sha256
 from benchmarks.records import Drawing, Run, Workload
 from benchmarks.rollouts import Drawn, RolloutRecorder, plain_scores, recorded, without_labels
-from benchmarks.sides import saved
+from benchmarks.sides import fast_dtype, saved
 
 __all__ = ["TASK"]
 
@@ -292,12 +292,13 @@ class _TimedSampler:
 
 def train_trl(
     job: Train,
-    dtype: torch.dtype = torch.float32,
     *,
+    fast: bool = False,
     autocast: bool = False,
     critic_adapter: bool = False,
 ) -> Run:
-    """TRL with its defaults, or with other weights, autocast or another critic."""
+    """TRL with its defaults, or with weights of the dtype that is fast here, autocast or another critic."""
+    dtype = fast_dtype(job) if fast else torch.float32
     if autocast:
         os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     from trl.experimental.ppo import PPOConfig, PPOTrainer
@@ -506,8 +507,8 @@ TASK = Task(
         "ftlib-adapter": partial(train_ftlib, critic="adapter"),
         "trl": train_trl,
         "trl-autocast": partial(train_trl, autocast=True),
-        "trl-tuned": partial(train_trl, dtype=torch.bfloat16),
-        "trl-adapter": partial(train_trl, dtype=torch.bfloat16, critic_adapter=True),
+        "trl-tuned": partial(train_trl, fast=True),
+        "trl-adapter": partial(train_trl, fast=True, critic_adapter=True),
     },
     evaluate=evaluate,
 )
