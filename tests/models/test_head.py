@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ftlib.errors import ConfigError, ShapeError
 from ftlib.losses import entropy, token_logprobs
 from ftlib.models import head as head_module
+from ftlib.models import linear_head
 from ftlib.models.head import Entropy, Head, head_logprobs
 
 N, D, V = 7, 5, 11
@@ -26,7 +27,8 @@ ROWS_OF_A_CHUNK = 3  # three chunks, the last of one row
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_module, "CHUNK", ROWS_OF_A_CHUNK)
+    for module in (head_module, linear_head):
+        monkeypatch.setattr(module, "CHUNK", ROWS_OF_A_CHUNK)
 
 
 class TwoLayers(nn.Module):
