@@ -1,50 +1,43 @@
 """Load a model and its tokenizer, ready to train: weights from safetensors or GGUF, adapter attached.
 
-transformers and peft do the loading. Added here: a look at the files before anything is built, the
-choice of dtype, and an error where a library would go on with random weights.
+transformers and peft do the loading (`reading.py`, `adapters.attach`). Added here: a look at the files before
+anything is built, the choice of dtype, and a model that is of its task.
 """
 
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import cast, overload
 
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    GgufConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.attach import attach
 from ftlib.adapters.encoder_head import is_encoder_classifier
-from ftlib.adapters.quantised import is_quantised, steady
 from ftlib.adapters.task import score_head
 from ftlib.adapters.tokens import saved_tokens
 from ftlib.adapters.vetting import check_adapter
 from ftlib.errors import CheckpointError, ConfigError
-from ftlib.models.classifiers import as_classifier, check_head_alone_is_new, count_labels, is_encoder
-from ftlib.models.heads import as_reward_model, choose_padding, describe_score, restore_score
-from ftlib.models.padding import choose_pad_id, padding_tokenizer
+from ftlib.models.classifiers import as_classifier, count_labels, is_encoder
+from ftlib.models.heads import as_reward_model
+from ftlib.models.padding import padding_tokenizer
 from ftlib.models.parts import inner_model
 from ftlib.models.precision import choose_dtype, parse_dtype
 from ftlib.models.quantise import classifier_linears, parse_quantisation, quantised_loading
-from ftlib.models.quiet import quiet, without_load_report
+from ftlib.models.quiet import quiet
+from ftlib.models.reading import (
+    auto_class,
+    is_classifier,
+    read_classifier,
+    read_config,
+    read_model,
+    read_tokenizer,
+)
 from ftlib.models.source import Source, find_source
-from ftlib.models.vetting import weight_files
 
 __all__ = ["load"]
 
@@ -164,10 +157,10 @@ def load(
     )
     packed = parse_quantisation(quantize, gguf_file=source.gguf_file)
     place = None if device is None else _parse_device(device)
-    tokenizer = _read_tokenizer(_words_of(adapter) or source, trust_remote_code=trust_remote_code)
-    config = _read_config(source, trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(_words_of(adapter) or source, trust_remote_code=trust_remote_code)
+    config = read_config(source, trust_remote_code=trust_remote_code)
     _check_kind(config, task, source.name)
-    scores = _is_classifier(config) and task in ("classification", "reward")
+    scores = is_classifier(config) and task in ("classification", "reward")
     encodes = task == "classification" and is_encoder(config)
     if task == "classification":
         num_labels = count_labels(num_labels, adapter, config if scores else None)
@@ -178,9 +171,9 @@ def load(
     heads = classifier_linears(config) if packed is not None and (scores or encodes) else ()
     source = replace(source, loading=quantised_loading(packed, chosen, place, heads))
     if scores or encodes:
-        model = _read_classifier(source, config, chosen, num_labels, tokenizer, trust_remote_code)
+        model = read_classifier(source, config, chosen, num_labels, tokenizer, trust_remote_code)
     else:
-        model = _read_model(source, config, chosen, _auto_class(config, task), trust_remote_code)
+        model = read_model(source, config, chosen, auto_class(config, task), trust_remote_code)
     if place is not None and packed is None:
         torch.nn.Module.to(model, place)
     return _finish(model, tokenizer, task, adapter, num_labels)
@@ -256,114 +249,11 @@ def _dtype(
     return chosen
 
 
-def _read_config(source: Source, *, trust_remote_code: bool) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            source.folder, local_files_only=True, trust_remote_code=trust_remote_code, **_gguf(source)
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"load: expected a model that transformers knows at {source.name}, got: {error}"
-        ) from error
-    # A GGUF's title arrives under a name that no loader overwrites, and would be saved with the model.
-    vars(config).pop("_model_name_or_path", None)
-    return config
-
-
-def _is_classifier(config: PretrainedConfig) -> bool:
-    """Whether the checkpoint is one of sequence classification, by the class it was saved from."""
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-
-
-def _read_model(
-    source: Source, config: PretrainedConfig, dtype: torch.dtype, auto: Any, trust_remote_code: bool
-) -> PreTrainedModel:
-    options: dict[str, Any] = {**_gguf(source), **source.loading}
-    if source.gguf_file:
-        options["quantization_config"] = GgufConfig(dequantize=True)  # else the weights stay packed
-    if classifies := auto is AutoModelForSequenceClassification:
-        options["ignore_mismatched_sizes"] = True  # of the head, as is checked below
-    try:
-        with quiet(), without_load_report() if classifies else nullcontext():
-            loaded: Any = auto.from_pretrained(
-                source.folder,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **options,
-            )
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"load: expected readable weights at {source.name}, got: {error}") from error
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"load: expected a model that {auto.__name__} reads at {source.name}, got: {error}"
-        ) from error
-    model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    if classifies:
-        check_head_alone_is_new(model, report, source.name)
-    elif missing := sorted(report["missing_keys"]):
-        raise CheckpointError(
-            f"load: expected all weights of {type(model).__name__} at {source.name}, missing {len(missing)}: "
-            f"{', '.join(missing[:3])}. They would be random; the checkpoint is of another class, or damaged."
-        )
-    model.config.name_or_path = model.name_or_path = source.name
-    if is_quantised(model):
-        steady(model)
-        model.requires_grad_(False)  # what is not quantised is part of a frozen base
-    return model
-
-
-def _read_classifier(
-    source: Source,
-    config: PretrainedConfig,
-    dtype: torch.dtype,
-    num_labels: int | None,
-    tokenizer: PreTrainedTokenizerBase,
-    trust_remote_code: bool,
-) -> PreTrainedModel:
-    """With the head of the checkpoint; of an encoder, a new one where it has none of that size."""
-    if num_labels is not None:
-        config.num_labels = num_labels
-    model = _read_model(source, config, dtype, AutoModelForSequenceClassification, trust_remote_code)
-    if num_labels is None or not is_encoder_classifier(model):
-        restore_score(model, [source.folder / file for file in weight_files(source.folder, source.name)])
-        choose_padding(model, choose_pad_id(model, tokenizer))
-        if num_labels is None and config.num_labels == 1:  # several are refused where the model is finished
-            describe_score(model)
-    return model
-
-
-def _auto_class(config: PretrainedConfig, task: str) -> Any:
-    if task == "masked_lm":
-        return AutoModelForMaskedLM
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-
-
-def _read_tokenizer(source: Source, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.folder, trust_remote_code=trust_remote_code, **_gguf(source)
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(
-            f"load: expected a tokenizer (tokenizer.json or vocabulary files) at {source.name}, got: {error}"
-        ) from error
-    tokenizer.name_or_path = source.name
-    return tokenizer
-
-
 def _words_of(adapter: AnyAdapter | None) -> Source | None:
     """Where the tokenizer of a saved adapter is that trained new tokens, which its base does not know."""
     if not isinstance(adapter, Path) or not (adapter / "tokenizer_config.json").is_file():
         return None
     return Source(adapter, None, str(adapter)) if saved_tokens(adapter) else None
-
-
-def _gguf(source: Source) -> dict[str, str]:
-    return {"gguf_file": source.gguf_file} if source.gguf_file else {}
 
 
 def _tokenizer_beside(model: AnyModel) -> PreTrainedTokenizerBase | None:
@@ -373,7 +263,7 @@ def _tokenizer_beside(model: AnyModel) -> PreTrainedTokenizerBase | None:
         return None
     try:
         source = find_source(inner.name_or_path, local_files_only=True)
-        return _read_tokenizer(source, trust_remote_code=False)
+        return read_tokenizer(source, trust_remote_code=False)
     except (ConfigError, CheckpointError):
         return None
 
