@@ -69,6 +69,7 @@ SIGNATURES = {  # as far as they are promised: arguments in order, "*" before ke
     "adapters.p_tuning": "tokens=20, *, encoder='lstm', hidden=None",
     "adapters.prompt": "tokens=20, *, init='vocab', text=None",
     "adapters.ia3": "*, targets='auto'",
+    "adapters.stack": "a, b",
     "adapters.attach": "model, adapter, *, name='default'",
     "adapters.merge": "model",
     "losses.nll": "logprobs_N",

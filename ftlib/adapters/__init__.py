@@ -10,6 +10,7 @@ from ftlib.adapters.lora import lora
 from ftlib.adapters.p_tuning import p_tuning
 from ftlib.adapters.prefix import prefix
 from ftlib.adapters.prompt import prompt
+from ftlib.adapters.stack import stack
 
 __all__ = [
     "Adapter",
@@ -26,4 +27,5 @@ __all__ = [
     "p_tuning",
     "prefix",
     "prompt",
+    "stack",
 ]

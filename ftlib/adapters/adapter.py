@@ -25,6 +25,7 @@ class Adapter:
         capabilities: what it can do; trainers read these.
         start: what virtual tokens start from; None leaves that to peft.
         data: what an initialisation is computed from; None for none.
+        beneath: an adapter of weights that is trained with these virtual tokens; None for none.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Adapter:
     capabilities: Capabilities
     start: SoftStart | None = None
     data: Any = field(default=None, repr=False)
+    beneath: Adapter | None = None
 
     @classmethod
     def of(cls, config: PeftConfig) -> Adapter:

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ftlib.adapters.adapter import Adapter
-from ftlib.adapters.capability import FULL, Capabilities, capabilities_of
+from ftlib.adapters.capability import FULL, Capabilities, capabilities_of, intersection
 from ftlib.adapters.classes import read_classes, set_classes
 from ftlib.adapters.encoder_head import encoder_head
 from ftlib.adapters.encoder_soft import read_config
@@ -51,6 +51,13 @@ from ftlib.adapters.quantised import dequantised, fit_quantised, is_quantised, r
 from ftlib.adapters.shared import require_unshared
 from ftlib.adapters.slices import slice_fused
 from ftlib.adapters.soft import fit_virtual_tokens, set_start
+from ftlib.adapters.stacked import (
+    beneath,
+    fill_beneath,
+    read_beneath,
+    require_one_level,
+    train_beneath,
+)
 from ftlib.adapters.task import SCORE, fit_task, score_head
 from ftlib.adapters.tokens import fit_new_tokens, grow_for_tokens, load_rows, read_rows_here
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
@@ -83,8 +90,8 @@ def attach(
     Raises:
         ConfigError: the name is taken, or a text to start from without a tokenizer.
         CapabilityError: `full()` on a model that already has adapters, an adapter of a score head on a
-            language model, one that writes into a base which another model shares, or adapters of two
-            kinds of which one would be frozen silently.
+            language model, one that writes into a base which another model shares, adapters of two kinds of
+            which one would be frozen silently, or `stack()` beside any other adapter.
 
     See `load_adapter` for what a folder may raise.
     """
@@ -105,6 +112,8 @@ def attach(
     fit_eva(config, adapter.data)
     fit_new_tokens(config, model)
     require_plain_layout(config, model)
+    if adapter.beneath is not None:
+        model = cast(PreTrainedModel, _with_weights(model, adapter.beneath, name).get_base_model())
     if isinstance(model, PeftModel):
         if name in model.peft_config:
             raise ConfigError(
@@ -115,8 +124,10 @@ def attach(
         model.add_adapter(name, config)
         _activate(model, name, trained=True)
     else:
-        with _settled_names(), own_generator(config, model):
+        with _settled_names(stacked=adapter.beneath is not None), own_generator(config, model):
             model = cast(PeftModel, get_peft_model(model, config, adapter_name=name))
+    if adapter.beneath is not None:
+        _activate(model, name, trained=True)  # peft froze what it found
     _settle(model, name)
     keep_initial(model, name)
     if adapter.data is not None:
@@ -150,6 +161,12 @@ def load_adapter(
             "language model in first, ftlib.adapters.merge(ftlib.load(base, adapter=folder)[0]), and make "
             "the reward model of the result: ftlib.load(merged, task='reward')."
         )
+    weights = read_beneath(folder)
+    if weights is not None:
+        with torch.random.fork_rng(devices=[]):  # fresh factors are drawn, and overwritten
+            made = _with_weights(model, weights[0], name)
+        fill_beneath(made, weights[1], name, folder)
+        model = cast(PreTrainedModel, made.get_base_model())
     # saved virtual tokens are what their encoder gave, and are themselves what is trained on
     resumes = trainable and not config.is_prompt_learning
     config.inference_mode = not resumes
@@ -172,6 +189,12 @@ def load_adapter(
     return model
 
 
+def _with_weights(model: AnyModel, below: Adapter | PeftConfig, name: str) -> PeftModel:
+    """A plain model with the adapter of weights that virtual tokens will lie over."""
+    require_one_level(model)
+    return cast(PeftModel, attach(model, below, name=name))
+
+
 def _settle(model: PeftModel, name: str) -> None:
     """What a new adapter needs once its layers are there."""
     if isinstance(model.peft_config[name], IA3Config):
@@ -185,21 +208,29 @@ def _activate(model: PeftModel, name: str, *, trained: bool) -> None:
     if model.active_peft_config.is_prompt_learning:
         for each, encoder in model.prompt_encoder.items():
             encoder.requires_grad_(trained and each == name)
+        train_beneath(model, name, trained=trained)
 
 
 def _require_one_kind(model: PeftModel, config: PeftConfig) -> None:
+    if any(beneath(model, each) is not None for each in model.peft_config):
+        require_one_level(model)
     if config.peft_type != model.peft_type:
         raise CapabilityError(
             f"attach: expected an adapter of the kind that the model has, {PeftType(model.peft_type).value}, "
-            f"got {PeftType(config.peft_type).value}: one of the two would be frozen silently. Fold the "
-            "first one in, where it can be: ftlib.adapters.merge(model)."
+            f"got {PeftType(config.peft_type).value}: one of the two would be frozen silently. Train "
+            "both as one, ftlib.adapters.stack(prompt(), lora()), or fold the first one in, where it can be: "
+            "ftlib.adapters.merge(model)."
         )
 
 
 @contextmanager
-def _settled_names() -> Iterator[None]:
-    """No warning about a property that peft 0.21 still reads by the name it had before transformers 5.23."""
+def _settled_names(*, stacked: bool = False) -> Iterator[None]:
+    """No warning about a property that peft 0.21 still reads by the name it had before transformers 5.23;
+    in a stack, nor about the layers that are there already.
+    """
     with warnings.catch_warnings():
+        if stacked:
+            warnings.filterwarnings("ignore", "You are trying to modify a model with PEFT for a second time")
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
@@ -278,6 +309,10 @@ def _on_plain_base(model: PeftModel) -> PeftModel:
     return made
 
 
-def model_capabilities(model: AnyModel) -> Capabilities:
-    """What the active adapter of a model can do; `FULL` for a plain model."""
-    return capabilities_of(model.active_peft_config) if isinstance(model, PeftModel) else FULL
+def model_capabilities(model: AnyModel, name: str | None = None) -> Capabilities:
+    """What the active adapter of a model can do, or the one of this name; `FULL` for a plain model."""
+    if not isinstance(model, PeftModel):
+        return FULL
+    name = str(model.active_adapter) if name is None else name
+    own, below = capabilities_of(model.peft_config[name]), beneath(model, name)
+    return own if below is None else intersection(own, capabilities_of(below))

@@ -11,7 +11,7 @@ from peft.utils.peft_types import PeftType
 from ftlib.adapters.initial import changes_base
 from ftlib.errors import CapabilityError, ConfigError
 
-__all__ = ["FULL", "LORA", "Capabilities", "capabilities_of"]
+__all__ = ["FULL", "LORA", "Capabilities", "capabilities_of", "intersection"]
 
 
 @final
@@ -30,6 +30,7 @@ class Capabilities:
         checkpointable: works under activation checkpointing.
         pooling: how sequence classification finds the last token.
         learning_rate: default peak learning rate of a supervised trainer.
+        virtual_rate: that of virtual tokens beside weights, whose default is `learning_rate`; else None.
         slow_below: a peak below this hardly moves it.
     """
 
@@ -43,6 +44,7 @@ class Capabilities:
     checkpointable: bool = True
     pooling: Literal["mask"] = "mask"
     learning_rate: float = 2e-4
+    virtual_rate: float | None = None
     slow_below: float = 0.0
 
 
@@ -67,6 +69,23 @@ def capabilities_of(config: PeftConfig | None) -> Capabilities:
     if isinstance(config, IA3Config):
         return replace(LORA, identity_init=config.init_ia3_weights, learning_rate=3e-3)
     return replace(LORA, identity_init=False)  # another weight adapter: promise no more than peft itself does
+
+
+def intersection(virtual: Capabilities, weights: Capabilities) -> Capabilities:
+    """What virtual tokens and an adapter of weights can do together: what both can."""
+    return Capabilities(
+        adds_positions=virtual.adds_positions,
+        virtual_tokens=virtual.virtual_tokens,
+        needs_cache=virtual.needs_cache or weights.needs_cache,
+        groupable=virtual.groupable and weights.groupable,
+        mergeable=virtual.mergeable and weights.mergeable,
+        identity_init=virtual.identity_init and weights.identity_init,
+        off_is_base=virtual.off_is_base and weights.off_is_base,
+        checkpointable=virtual.checkpointable and weights.checkpointable,
+        learning_rate=weights.learning_rate,
+        virtual_rate=virtual.learning_rate,
+        slow_below=virtual.slow_below,
+    )
 
 
 _ROWS = (PeftType.PROMPT_TUNING, PeftType.P_TUNING)  # virtual tokens as embeddings

@@ -19,19 +19,21 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TrainableTokensConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper, set_additional_trainable_modules
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlib.adapters.vetting import WEIGHTS, read_json, rows_beside, rows_files
+from ftlib.adapters.vetting import NEW_TOKENS, WEIGHTS, part_beside, part_files, read_json
 from ftlib.errors import CheckpointError, ConfigError
 
 __all__ = [
     "fit_new_tokens",
     "grow_for_tokens",
+    "is_row",
     "load_rows",
+    "move_new_tokens",
     "read_rows_here",
     "save_rows",
     "saved_tokens",
@@ -65,6 +67,20 @@ def with_new_tokens(config: PeftConfig, ids: Sequence[int] | None, adapter: str)
     cast(Any, config).trainable_token_indices = sorted(set(ids))
 
 
+def move_new_tokens(source: PeftConfig, target: PeftConfig) -> None:
+    """Let a configuration train the new tokens of another one besides its own; that one no longer does."""
+    own = [getattr(config, _FIELD, None) for config in (source, target)]
+    ids = [one for each in own for one in each or ()]
+    if ids:
+        with_new_tokens(target, ids, "stack")
+        cast(Any, source).trainable_token_indices = None
+
+
+def is_row(key: str) -> bool:
+    """Whether a key of a peft model's state is of rows of new tokens."""
+    return _WRAPPED in key
+
+
 def fit_new_tokens(config: PeftConfig, model: PreTrainedModel | PeftModel) -> None:
     """Name both tables in a configuration that lists ids of tokens; any other one is left alone.
 
@@ -96,7 +112,7 @@ def saved_tokens(folder: Path) -> list[int]:
         ConfigError: anything but ids.
     """
     listed: Any = read_json(folder / "adapter_config.json").get(_FIELD) or {}
-    rows = rows_beside(folder)
+    rows = part_beside(folder, NEW_TOKENS)
     if rows is not None:
         listed = read_json(rows[0]).get("token_indices") or {}
     tables = listed.values() if isinstance(listed, dict) else [listed]
@@ -125,11 +141,11 @@ def grow_for_tokens(folder: Path, model: PreTrainedModel | PeftModel) -> None:
 
 
 def read_rows_here(model: PeftModel) -> None:
-    """Let peft's own forward of virtual tokens read the table with its new rows, not the one inside it."""
+    """Let peft's own forward of virtual tokens read the adapted table, not the one inside it."""
     if not model.active_peft_config.is_prompt_learning:
         return
     table: nn.Module = _inner(model).get_input_embeddings()
-    if isinstance(table, TrainableTokensWrapper):
+    if isinstance(table, TrainableTokensWrapper | BaseTunerLayer):
         model.word_embeddings = table
 
 
@@ -139,7 +155,7 @@ def save_rows(folder: Path, model: PeftModel, *, flat: bool = False) -> None:
     Args:
         folder: with the active adapter.
         model: whose adapter it is.
-        flat: see `rows_files`.
+        flat: see `part_files`.
     """
     name = str(model.active_adapter)
     config = model.peft_config[name]
@@ -147,9 +163,9 @@ def save_rows(folder: Path, model: PeftModel, *, flat: bool = False) -> None:
     if not tables or hasattr(type(config), _FIELD):
         return
     written = load((folder / WEIGHTS).read_bytes())  # not mapped: the file is written anew
-    kept = {key: value for key, value in written.items() if _WRAPPED not in key}
+    kept = {key: value for key, value in written.items() if not is_row(key)}
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
-    config_path, weights_path = rows_files(folder, flat=flat)
+    config_path, weights_path = part_files(folder, NEW_TOKENS, flat=flat)
     config_path.parent.mkdir(exist_ok=True)
     beside = TrainableTokensConfig(
         base_model_name_or_path=config.base_model_name_or_path,
@@ -169,7 +185,7 @@ def load_rows(folder: Path, model: PeftModel, name: str) -> None:
     Raises:
         CheckpointError: rows of other tables, or another number of them.
     """
-    files = rows_beside(folder)
+    files = part_beside(folder, NEW_TOKENS)
     if files is None:
         return
     saved = load_file(files[1])

@@ -22,18 +22,21 @@ from ftlib.errors import CheckpointError, ConfigError
 
 __all__ = [
     "BEHIND",
+    "BENEATH",
     "NEW_TOKENS",
     "WEIGHTS",
     "check_adapter",
     "code_keys",
+    "part_beside",
+    "part_files",
     "read_json",
-    "rows_beside",
-    "rows_files",
 ]
 
 WEIGHTS = "adapter_model.safetensors"
 BEHIND = " behind [CLS], where peft puts none: load it with ftlib.load(base, adapter=folder)"  # after a kind
-NEW_TOKENS = "new_tokens"  # a subfolder, or flat files: rows of the tables, as an adapter of their own
+# subfolders, or flat files, each with an adapter of its own
+NEW_TOKENS = "new_tokens"  # rows of the tables
+BENEATH = "weights"  # LoRA or IA3 under virtual tokens
 _CONFIG = "adapter_config.json"
 _CODE_KEYS = ("auto_map", "trust_remote_code", "custom_generate", "kernel_config", "use_kernels")
 _EMPTY: tuple[object, ...] = (None, False, {}, [], "")
@@ -56,6 +59,7 @@ _KINDS = (  # all that these need is in their two files
     "P_TUNING",
     "PREFIX_TUNING",
 )
+_PARTS = {NEW_TOKENS: ("TRAINABLE_TOKENS",), BENEATH: ("LORA", "IA3")}
 # of configurations that are known otherwise: a library to import, layers to multiply, statistics to unpickle
 _REFUSED_KEYS = ("megatron_config", "layer_replication", "corda_config")
 
@@ -72,27 +76,29 @@ def check_adapter(folder: Path) -> None:
     if not (folder / _CONFIG).is_file():
         raise ConfigError(f"load: expected a saved adapter, found no {_CONFIG} in {folder}.")
     _check(folder / _CONFIG, folder / WEIGHTS, _KINDS)
-    rows = rows_beside(folder)
-    if rows is not None:
-        _check(*rows, ("TRAINABLE_TOKENS",))
+    for part, kinds in _PARTS.items():
+        files = part_beside(folder, part)
+        if files is not None:
+            _check(*files, kinds)
 
 
-def rows_files(folder: Path, *, flat: bool) -> tuple[Path, Path]:
-    """Configuration and weights of the rows of new tokens beside an adapter.
+def part_files(folder: Path, part: str, *, flat: bool) -> tuple[Path, Path]:
+    """Configuration and weights of a part that is saved beside an adapter.
 
     Args:
         folder: the adapter's.
+        part: `NEW_TOKENS` or `BENEATH`.
         flat: beside its files, as in a checkpoint; else in a folder of their own, which peft reads.
     """
     if flat:
-        return folder / f"{NEW_TOKENS}.json", folder / f"{NEW_TOKENS}.safetensors"
-    return folder / NEW_TOKENS / _CONFIG, folder / NEW_TOKENS / WEIGHTS
+        return folder / f"{part}.json", folder / f"{part}.safetensors"
+    return folder / part / _CONFIG, folder / part / WEIGHTS
 
 
-def rows_beside(folder: Path) -> tuple[Path, Path] | None:
+def part_beside(folder: Path, part: str) -> tuple[Path, Path] | None:
     """Those that are there; None where the adapter has none beside it."""
     for flat in (False, True):
-        files = rows_files(folder, flat=flat)
+        files = part_files(folder, part, flat=flat)
         if files[0].is_file():
             return files
     return None

@@ -36,7 +36,7 @@ from ftlib.engine.launch import is_sharding, launched, require_supported
 from ftlib.engine.optim import Masters, make_optimizer, make_schedule
 from ftlib.errors import ConfigError, NonFiniteError
 from ftlib.models import Scorer
-from ftlib.models.adapted import undecayed
+from ftlib.models.adapted import own_rates, undecayed
 from ftlib.models.checkpointing import disable_checkpointing, enable_checkpointing, is_checkpointable
 from ftlib.models.parts import inner_model
 from ftlib.models.sharding import shard, whole
@@ -125,12 +125,12 @@ class Engine:
             enable_checkpointing(self.model)
         self.scorer = self._prepared()
         trainable = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
-        rates = {}
+        rates = own_rates(self.model) if self.config.learning_rate is None else {}
         if self.value_head is not None:
             head = {f"value_head.{name}": weight for name, weight in self.value_head.named_parameters()}
             trainable |= head
             given = self.value_learning_rate
-            rates = dict.fromkeys(head, self.learning_rate if given is None else given)
+            rates |= dict.fromkeys(head, self.learning_rate if given is None else given)
         self.masters = Masters(trainable)
         self.optimizer = make_optimizer(
             self.config, self.masters.named, self.learning_rate, rates, undecayed(self.model)

@@ -19,6 +19,8 @@ from typing import Any, final
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ftlib.adapters.vetting import BENEATH, NEW_TOKENS
+
 __all__ = ["CardData", "card_text", "describe_hardware", "public_name"]
 
 MAX_SAMPLES, MAX_SAMPLE_CHARACTERS = 3, 400
@@ -53,7 +55,8 @@ class CardData:
         metrics: name -> number.
         hardware: in words; None describes this machine.
         auto_class: of transformers, for the code that loads the model.
-        new_tokens: rows of new tokens lie beside the adapter, in a subfolder of that name.
+        parts: subfolders with what belongs to the adapter, in the order in which peft reads them: rows of
+            new tokens, weights under virtual tokens.
     """
 
     title: str
@@ -71,7 +74,7 @@ class CardData:
     metrics: Mapping[str, float] = field(default_factory=dict)
     hardware: str | None = None
     auto_class: str = "AutoModelForCausalLM"
-    new_tokens: bool = False
+    parts: tuple[str, ...] = ()
 
 
 def card_text(card: CardData, *, adapted: bool) -> str:
@@ -161,15 +164,17 @@ def _loading_code(card: CardData, *, adapted: bool) -> str:
             f'tokenizer = AutoTokenizer.from_pretrained("{here}")'
         )
     base = re.sub(r"[^\w./-]", "", _plain(card.base or "path/to/the/base/model"))
-    rows = (
-        "# needs a base with a row for each token: base.resize_token_embeddings(len(tokenizer))\n"
-        f'base = PeftModel.from_pretrained(base, "{here}", subfolder="new_tokens").merge_and_unload()\n'
-    )
+    steps = {
+        NEW_TOKENS: "# needs a base with a row for each token: base.resize_token_embeddings(len(tokenizer))\n"
+        f'base = PeftModel.from_pretrained(base, "{here}", subfolder="{NEW_TOKENS}").merge_and_unload()\n',
+        BENEATH: "# LoRA or IA3, under the virtual tokens\n"
+        f'base = PeftModel.from_pretrained(base, "{here}", subfolder="{BENEATH}").get_base_model()\n',
+    }
     return (
         "from peft import PeftModel\n"
         f"from transformers import {card.auto_class}, AutoTokenizer\n\n"
         f'base = {card.auto_class}.from_pretrained("{base}")\n'
-        f"{rows if card.new_tokens else ''}"
+        f"{''.join(steps[part] for part in card.parts)}"
         f'model = PeftModel.from_pretrained(base, "{here}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{here}")'
     )

@@ -14,8 +14,9 @@ from ftlib.adapters.classes import CLASSES, classes_of, write_classes
 from ftlib.adapters.encoder_soft import write_place
 from ftlib.adapters.initial import convert_config, converted_state
 from ftlib.adapters.normalisation import SIDECAR, normalisation_of, write_normalisation
+from ftlib.adapters.stacked import beneath, save_beneath
 from ftlib.adapters.tokens import save_rows
-from ftlib.adapters.vetting import NEW_TOKENS
+from ftlib.adapters.vetting import BENEATH, NEW_TOKENS
 from ftlib.errors import ConfigError
 from ftlib.export.card import CardData, card_text, public_name
 from ftlib.export.staging import staged
@@ -64,7 +65,6 @@ def save(
             card = replace(card, base=card.base or public_name(model.name_or_path))
         else:
             card = _describe_adapter(staging, card)
-            card = replace(card, new_tokens=(staging / NEW_TOKENS).is_dir())
             write_normalisation(staging, model)
         if tokenizer is not None:
             padding_tokenizer(model, tokenizer).save_pretrained(staging)
@@ -73,8 +73,9 @@ def save(
         (target / SIDECAR).unlink(missing_ok=True)  # of the adapter that was here
     if adapted and classes_of(model) is None:
         (target / CLASSES).unlink(missing_ok=True)
-    if (target / NEW_TOKENS).is_dir() and not card.new_tokens:
-        shutil.rmtree(target / NEW_TOKENS)
+    for part in {NEW_TOKENS, BENEATH} - set(card.parts):
+        if adapted and (target / part).is_dir():
+            shutil.rmtree(target / part)
     return target
 
 
@@ -84,14 +85,15 @@ def save_weights(folder: Path, model: AnyModel, *, flat: bool = False) -> None:
     Args:
         folder: an existing one; the files lie flat in it, whatever the adapter's name.
         model: a peft model, or a transformers model.
-        flat: without a subfolder for rows of new tokens, which a checkpoint cannot hold; ftlib reads both.
+        flat: without subfolders for rows of new tokens and for weights under virtual tokens, which a
+            checkpoint cannot hold; ftlib reads both.
     """
     with quiet(), evaluation_mode(model):  # what encodes virtual tokens runs to be saved
         if isinstance(model, PreTrainedModel):
             model.save_pretrained(folder)
             return
         name = model.active_adapter
-        converted = converted_state(model, name)
+        converted = None if beneath(model, name) else converted_state(model, name)
         # peft would ask the hub whether the embeddings were resized: nothing here is named to be fetched
         model.save_pretrained(
             str(folder), selected_adapters=[name], save_embedding_layers=False, state_dict=converted
@@ -102,6 +104,7 @@ def save_weights(folder: Path, model: AnyModel, *, flat: bool = False) -> None:
             path.replace(folder / path.name)
         (folder / name).rmdir()
     save_rows(folder, model, flat=flat)
+    save_beneath(folder, model, flat=flat)
     write_place(folder, model)
     if converted is not None:
         convert_config(folder / _ADAPTER_CONFIG)
@@ -121,13 +124,21 @@ def _check_target(target: Path, *, adapted: bool) -> None:
 
 def _describe_adapter(staging: Path, card: CardData) -> CardData:
     """Name the base in the saved adapter as others may read it, and complete the card."""
-    path = staging / _ADAPTER_CONFIG
+    parts = tuple(part for part in (NEW_TOKENS, BENEATH) if (staging / part).is_dir())
+    base, kind = _describe_config(staging / _ADAPTER_CONFIG)
+    kinds = {part: _describe_config(staging / part / _ADAPTER_CONFIG)[1] for part in parts}
+    if BENEATH in kinds:
+        kind = f"{kind} with {kinds[BENEATH]}"
+    return replace(card, base=card.base or public_name(base), adapter=card.adapter or kind, parts=parts)
+
+
+def _describe_config(path: Path) -> tuple[str | None, str]:
+    """Name the base in a configuration as others may read it; that name, and the adapter in words."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base = _hub_name(config["base_model_name_or_path"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shape = ", ".join(f"{key}={config[key]}" for key in _SHAPE if config.get(key) is not None)
-    kind = f"{config['peft_type']} ({shape})" if shape else str(config["peft_type"])
-    return replace(card, base=card.base or public_name(base), adapter=card.adapter or kind)
+    return base, f"{config['peft_type']} ({shape})" if shape else str(config["peft_type"])
 
 
 def _hub_name(base: str | None) -> str | None:

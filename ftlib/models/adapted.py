@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from ftlib.adapters.capability import capabilities_of
+from ftlib.adapters.attach import model_capabilities
 from ftlib.errors import CapabilityError
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "idle_weights",
     "is_identity",
     "names_in",
+    "own_rates",
     "parameters_in_use",
     "tuner_layers",
     "undecayed",
@@ -137,9 +138,27 @@ def undecayed(model: nn.Module) -> frozenset[str]:
         if isinstance(module, IA3Layer):
             own += module.ia3_l.values()
     for holder in virtual_holders(model):
-        own += cast(nn.Module, holder.prompt_encoder).parameters()
-    chosen = {id(weight) for weight in own}
-    return frozenset(name for name, weight in model.named_parameters() if id(weight) in chosen)
+        own += _virtual_weights(holder)
+    return frozenset(_names(model, own))
+
+
+def own_rates(model: nn.Module) -> dict[str, float]:
+    """Default peaks of weights that have one of their own, by name: of the virtual tokens in a stack."""
+    rates: dict[str, float] = {}
+    for holder in virtual_holders(model):
+        rate = model_capabilities(holder).virtual_rate
+        if rate is not None:
+            rates |= dict.fromkeys(_names(model, _virtual_weights(holder)), rate)
+    return rates
+
+
+def _virtual_weights(holder: PeftModel) -> Iterator[nn.Parameter]:
+    return cast(nn.Module, holder.prompt_encoder).parameters()
+
+
+def _names(model: nn.Module, weights: Iterable[nn.Parameter]) -> list[str]:
+    chosen = {id(weight) for weight in weights}
+    return [name for name, weight in model.named_parameters() if id(weight) in chosen]
 
 
 def is_identity(model: nn.Module) -> bool:
@@ -184,8 +203,8 @@ def why_not_off(model: nn.Module) -> str | None:
     """Why switching the adapters off would not give a fixed base, in words; None where it does."""
     if not isinstance(model, PeftModel):
         return "it has no adapter to switch off"
-    for name, config in model.peft_config.items():
-        if not capabilities_of(config).off_is_base:
+    for name in model.peft_config:
+        if not model_capabilities(model, name).off_is_base:
             return (
                 f"its adapter {name!r} does not declare off_is_base: switched off, it leaves a changed base"
             )

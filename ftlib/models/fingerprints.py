@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ftlib.adapters.stacked import beneath
 from ftlib.models.sharding import whole
 
-__all__ = ["PROVENANCE", "config_settings", "hash_settings", "hash_tensors"]
+__all__ = ["PROVENANCE", "adapter_settings", "config_settings", "hash_settings", "hash_tensors"]
 
 # Of a peft configuration: where it came from and what it is used for, not what it computes.
 PROVENANCE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
@@ -43,6 +44,12 @@ def config_settings(config: PreTrainedConfig | PeftConfig) -> dict[str, Any]:
     if isinstance(config, PeftConfig) and _TOKENS in vars(config):  # not a field of every kind
         held[_TOKENS] = vars(config)[_TOKENS]
     return {name: value for name, value in held.items() if name not in left_out}
+
+
+def adapter_settings(model: PeftModel, name: str) -> dict[str, Any]:
+    """`config_settings` of an adapter, and of the weights under it if there are any."""
+    own, below = config_settings(model.peft_config[name]), beneath(model, name)
+    return own if below is None else {**own, "beneath": config_settings(below)}
 
 
 def _by_name(value: Any) -> Any:

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from ftlib.batches import PackedBatch
 from ftlib.errors import CapabilityError, CheckpointError, ConfigError
 from ftlib.models.adapted import active_adapters, parameters_in_use, why_not_off
-from ftlib.models.fingerprints import config_settings, hash_settings, hash_tensors
+from ftlib.models.fingerprints import adapter_settings, config_settings, hash_settings, hash_tensors
 from ftlib.models.forward import Scorer, forward
 from ftlib.models.modes import evaluation_mode
 from ftlib.models.parts import inner_model
@@ -265,13 +265,16 @@ def _mark(weights: Mapping[str, Tensor]) -> Hashable:
 def _fingerprint(
     scorer: Scorer, adapters: Sequence[str], weights: Mapping[str, Tensor], temperature: float
 ) -> str:
-    inner = inner_model(scorer.model)
-    peft = scorer.model.peft_config if isinstance(scorer.model, PeftModel) else {}
+    model = scorer.model
+    inner = inner_model(model)
+    held: dict[str, Any] = {}
+    if isinstance(model, PeftModel):
+        held = {name: adapter_settings(model, name) for name in adapters if name in model.peft_config}
     settings = {
         "model": type(inner).__qualname__,
         "config": config_settings(inner.config),
-        "adapters": {name: config_settings(peft[name]) for name in adapters if name in peft},
-        "path": scorer.path or plan_for(scorer.model).path,
+        "adapters": held,
+        "path": scorer.path or plan_for(model).path,
         "temperature": temperature,
         "weights": {name: [str(weight.dtype), list(weight.shape)] for name, weight in weights.items()},
         "bytes": hash_tensors(weights.items()),

@@ -29,6 +29,6 @@ def planned_rate(model: AnyModel, config: TrainConfig) -> float:
         logger.warning(
             "learning_rate=%g hardly moves virtual tokens, which learn at 1e-3 to 1e-2. Leave it out for %g.",
             rate,
-            capabilities.learning_rate,
+            capabilities.virtual_rate or capabilities.learning_rate,
         )
     return rate

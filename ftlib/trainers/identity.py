@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from ftlib.adapters.attach import AnyModel
 from ftlib.engine.engine import Engine
 from ftlib.engine.manifest import versions
+from ftlib.models import fingerprints
 from ftlib.models.adapted import idle_weights
-from ftlib.models.fingerprints import config_settings, hash_tensors
+from ftlib.models.fingerprints import hash_tensors
 from ftlib.models.references import Cached, FrozenCopy
 from ftlib.trainers.fingerprint import data_fingerprint
 from ftlib.trainers.snapshot import Stateful
@@ -58,7 +59,7 @@ def adapter_settings(model: AnyModel) -> dict[str, Any] | None:
     """The active adapter's configuration as plain values; None for a model without one."""
     if isinstance(model, PreTrainedModel):
         return None
-    settings: dict[str, Any] = plain(config_settings(model.active_peft_config))
+    settings: dict[str, Any] = plain(fingerprints.adapter_settings(model, str(model.active_adapter)))
     return settings
 
 

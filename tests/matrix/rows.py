@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ftlib.adapters import Adapter, full, ia3, lora, p_tuning, prefix, prompt
+from ftlib.adapters import Adapter, full, ia3, lora, p_tuning, prefix, prompt, stack
 from ftlib.models.quantise import Quantisation
 
 __all__ = ["ROWS", "Row"]
@@ -60,4 +60,6 @@ ROWS = (
     Row("P-tuning LSTM", partial(p_tuning, N, encoder="lstm"), **ENCODED),
     Row("prefix", partial(prefix, N), **VIRTUAL),
     Row("prefix MLP", partial(prefix, N, projection=True), **ENCODED),
+    Row("prompt + LoRA", lambda: stack(prompt(N), lora(4)), short=True),
+    Row("prefix + IA3", lambda: stack(prefix(N), ia3()), rate=5e-2, left=0.25),
 )

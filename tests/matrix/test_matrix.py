@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from ftlib.adapters import attach, load_adapter, lora, merge, model_capabilities
 from ftlib.adapters.encoder_head import is_encoder_classifier
+from ftlib.adapters.vetting import BENEATH
 from ftlib.batches import Group
 from ftlib.data.collate import collate
 from ftlib.errors import CapabilityError
@@ -191,7 +192,10 @@ def test_saved_it_loads_in_plain_libraries_and_merges(cell: str, tmp_path: Path)
         loaded = load_adapter(column.plain(row, seed=5), tmp_path)
         assert_close(column.read(loaded, column.probed), column.read(model, column.probed), rtol=0, atol=1e-6)
     else:
-        plain = PeftModel.from_pretrained(column.plain(row, seed=5), str(tmp_path))
+        base = column.plain(row, seed=5)
+        if (tmp_path / BENEATH).is_dir():
+            base = PeftModel.from_pretrained(base, str(tmp_path), subfolder=BENEATH).get_base_model()
+        plain = PeftModel.from_pretrained(base, str(tmp_path))
         assert_close(logits(plain), expected, rtol=0, atol=2e-5)
     if model_capabilities(model).mergeable:
         merged = logits(merge(model))
