@@ -61,6 +61,7 @@ from ftlib.adapters.stacked import (
 from ftlib.adapters.task import SCORE, fit_task, score_head
 from ftlib.adapters.tokens import fit_new_tokens, grow_for_tokens, load_rows, read_rows_here
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
+from ftlib.adapters.virtual_classifier import place_virtual_tokens
 from ftlib.errors import CapabilityError, ConfigError
 
 __all__ = ["attach", "load_adapter", "merge", "model_capabilities"]
@@ -200,6 +201,7 @@ def _settle(model: PeftModel, name: str) -> None:
     if isinstance(model.peft_config[name], IA3Config):
         slice_fused(model, name)
     read_rows_here(model)
+    place_virtual_tokens(model)
 
 
 def _activate(model: PeftModel, name: str, *, trained: bool) -> None:
