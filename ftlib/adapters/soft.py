@@ -86,9 +86,9 @@ def fit_virtual_tokens(config: PeftConfig, model: nn.Module) -> None:
     if inner.config.is_encoder_decoder:
         if config.peft_type == PeftType.PREFIX_TUNING:
             raise CapabilityError(
-                f"attach: expected a decoder for a prefix, got the encoder-decoder {type(inner).__name__}, "
-                "half of whose layers would have no keys and values of their own in peft. Take "
-                "ftlib.adapters.prompt() or lora()."
+                f"attach: expected a decoder for a prefix, got the encoder-decoder {type(inner).__name__}: "
+                "of L layers peft gives the decoder's layer j the keys and values of layer 2j mod L, and its "
+                "encoder none. Take ftlib.adapters.prompt() or lora()."
             )
         config.num_transformer_submodules = 1
     if config.peft_type != PeftType.PREFIX_TUNING:
