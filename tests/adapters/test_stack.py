@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoHaConfig, LoraConfig, PeftModel
+from peft import LoHaConfig, LoraConfig, PeftModel, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -95,6 +95,7 @@ def test_both_are_trained_in_float32_on_a_bfloat16_base(kind: str) -> None:
 def test_every_weight_of_both_gets_a_gradient(kind: str) -> None:
     model = moved(stacked(kind))
     forward(model, BATCH).logprobs_N.sum().backward()
+    assert any("lora_" in name or "ia3_" in name for name in trained(model))
     assert all(weight.grad is not None and weight.grad.any() for weight in trained(model).values())
 
 
@@ -179,6 +180,13 @@ def test_new_tokens_and_whole_modules_of_either_are_those_of_both() -> None:
     assert any("norm.modules_to_save" in name for name in names)
     assert all(w.shape[0] == 2 for name, w in trained(model).items() if "trainable_tokens_delta" in name)
     assert any("trainable_tokens_delta" in name for name in names)
+
+
+def test_a_module_that_is_trained_whole_has_no_layers_beneath() -> None:
+    whole = PromptTuningConfig(num_virtual_tokens=N, modules_to_save=["up_proj"])
+    names = list(trained(attach(tiny_model(), stack(whole, lora(4)))))
+    assert any("up_proj.modules_to_save" in name for name in names)
+    assert not any("up_proj" in name and "lora_" in name for name in names)
 
 
 # -- what cannot be ------------------------------------------------------------------------------------
