@@ -1,5 +1,7 @@
 """Conversations to text, by transformers' sandboxed renderer alone.
 
+A template that is new here is tried in a process of its own first (`ftlib.data.trial`).
+
 Text that people wrote is told from the template's own by its control tokens: where a string of the
 conversation holds one, it is rendered once more between private characters that show where it went.
 """
@@ -16,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ftlib.data.segments import Conversation, Message
+from ftlib.data.trial import try_template
 from ftlib.errors import DataError
 
 __all__ = ["Renderer", "Spans", "template_error"]
@@ -156,11 +159,15 @@ class Renderer:
         One call for all, past the tokenizer, which would tell the template of its special tokens each time.
         """
         messages = _plain(conversation.messages)
+        template = self._template(conversation)
+        wrong = try_template(template, messages, self._special, conversation.tools)
+        if wrong is not None:
+            raise template_error(f"{wrong}. It is not rendered here; use another template")
         try:
             made: Any = render_jinja_template(
                 [messages[:count] for count in counts],
                 tools=None if conversation.tools is None else list(conversation.tools),
-                chat_template=self._template(conversation),
+                chat_template=template,
                 add_generation_prompt=generation,
                 return_assistant_tokens_mask=marks,
                 **self._special,
