@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import Any, final
 
 from ftlib.data.examples import Example
+from ftlib.data.stops import stop_is_trained
 from ftlib.data.tokens import TokenBackend
 
 __all__ = ["Preview", "PreviewRow", "preview_row"]
@@ -47,7 +48,7 @@ class PreviewRow:
         spans: (text, weight) of each stretch of equal weight; the texts join to the decoded example, or
             to the prompt of several answers.
         answers: (label, spans) of each of several answers.
-        stops: the last trained token ends the turn, of every answer.
+        stops: the last trained turn ends in its stop token, of every answer.
         truncated: it was cut to the encoder's `max_length`.
         dropped: why it is left out, or `None`.
         control_text: people's text in it spells control tokens; it was kept as ordinary characters.
@@ -165,7 +166,7 @@ def preview_row(example: Example, backend: TokenBackend, stop_ids: frozenset[int
         weights=tuple(weights),
         spans=spans,
         stops=all(
-            _last_trained(prompt_ids + part, prompt_weights + marks) in stop_ids
+            stop_is_trained(prompt_ids + part, prompt_weights + marks, stop_ids, backend)
             for part, marks in example.continuations
         ),
         truncated="truncated" in example.notes,
@@ -184,10 +185,6 @@ def _labels(example: Example) -> list[str]:
         for k in range(count)
     ]
     return [f"{name} ({given})" if given else name for name, given in zip(names, numbers, strict=True)]
-
-
-def _last_trained(ids: list[int], weights: list[float]) -> int | None:
-    return next((i for i, weight in zip(reversed(ids), reversed(weights), strict=True) if weight > 0), None)
 
 
 def _spans(

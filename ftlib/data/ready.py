@@ -9,6 +9,7 @@ from ftlib.data.examples import Example
 from ftlib.data.groups import pairs, refuse_identical
 from ftlib.data.overflow import Overflow, Weighted, fit
 from ftlib.data.segments import Tokens
+from ftlib.data.stops import last_trained
 from ftlib.errors import ConfigError, DataError
 
 __all__ = ["check_ready", "ready"]
@@ -73,7 +74,7 @@ def ready(
     if not all(trained):
         cause = f"the prompt alone fills max_length={max_length}" if cut else "every token weighs 0"
         raise DataError(f"expected a trained token, got none: {cause}.", code="empty_target")
-    stops = all(_last_trained(prefix, answer) in stop_ids for answer in answers)
+    stops = all(_ends(prefix, answer) in stop_ids for answer in answers)
     notes = (*(["truncated"] if cut else []), *([] if stops else ["without_terminator"]))
     return Example(prefix, answers, source, trained=sum(trained), pairs=len(compared), notes=notes)
 
@@ -98,6 +99,7 @@ def _weighted(tokens: Tokens, *, everything: bool) -> tuple[Weighted, tuple[Weig
     return (ids[:start], weights[:start]), ((ids[start:], weights[start:]),)
 
 
-def _last_trained(prefix: Weighted, answer: Weighted) -> int:
-    ids, weights = prefix[0] + answer[0], prefix[1] + answer[1]
-    return next(i for i, weight in zip(reversed(ids), reversed(weights), strict=True) if weight > 0)
+def _ends(prefix: Weighted, answer: Weighted) -> int | None:
+    """The last trained token."""
+    last = last_trained(prefix[1] + answer[1])
+    return None if last is None else (prefix[0] + answer[0])[last]

@@ -14,6 +14,7 @@ from ftlib.data.pieces import Stretches, stretches
 from ftlib.data.ready import check_ready, ready
 from ftlib.data.segments import Answers, Conversation, Made, Row, Segments, Skipped, Tokens, TrainOn
 from ftlib.data.shorten import shortened
+from ftlib.data.stops import stop_is_trained
 from ftlib.data.templates import ChatTemplate
 from ftlib.data.tokens import Piece, TokenBackend
 from ftlib.data.weights import segment_weights, trained_turns
@@ -271,7 +272,10 @@ class RowEncoder:
         if cut or plan.cut:
             notes = (*notes, "truncated")
         written = not plan.sides[0].segments.closed
-        if written and not all(self._stops(prefix, answer) for answer in answers):
+        if written and not all(
+            stop_is_trained(prefix[0] + ids, prefix[1] + weights, self.stop_ids, self.backend)
+            for ids, weights in answers
+        ):
             notes = (*notes, "without_terminator")
         return Example(
             prefix, answers, plan.source, plan.extras, sum(trained), len(compared), notes, plan.first
@@ -352,12 +356,6 @@ class RowEncoder:
             cause = "the other answers begin with all of it"
         where = "" if number is None else f" in answer {number + 1}"
         return DataError(f"expected a trained token{where}, got none: {cause}.", code="empty_target")
-
-    def _stops(self, prefix: Weighted, rest: Weighted) -> bool:
-        """Whether the last trained token ends a turn."""
-        ids, weights = prefix[0] + rest[0], prefix[1] + rest[1]
-        last = next(i for i in range(len(ids) - 1, -1, -1) if weights[i] > 0)
-        return ids[last] in self.stop_ids
 
     def _assert_control(self, side: _Side, ids: Sequence[int]) -> None:
         """Control ids come from templates, BOS and EOS alone, and BOS stands at most once at the start."""
