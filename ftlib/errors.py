@@ -73,7 +73,7 @@ class DataError(FtlibError, ValueError):
         byte: int | None = None,
         excerpt: str | None = None,
     ) -> None:
-        line = row if sheet is None else f"{sheet}!{'' if row is None else row}"
+        line = row if sheet is None else sheet if row is None else f"{sheet}!{row}"
         where = ":".join(str(part) for part in (file, line, column) if part is not None)
         super().__init__(f"{where}: {message}" if where else message)
         self.message = message

@@ -133,7 +133,8 @@ class _Request:
 
     def converter(self, rows: Sequence[Located], source: Source) -> Converter:
         """The converter for data of which these rows were looked at."""
-        given = [row.value for row in rows if isinstance(row.value, dict)]
+        readable = [(row.value, row.place) for row in rows if isinstance(row.value, dict)]
+        given = [row for row, _ in readable]
         file = str(rows[0].place.file) if rows else source.name
         self._check_columns(given, file, header_hint(source.is_table))
         choice = choose(
@@ -143,6 +144,7 @@ class _Request:
             strict=self.strict,
             mixed=self.mixed,
             file=file,
+            places=[place for _, place in readable],
             is_table=source.is_table,
         )
         self._check_use(choice)

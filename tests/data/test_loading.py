@@ -149,6 +149,17 @@ def test_an_unknown_format_names_the_keys_and_the_nearest_rule():
         load_records(rows)
 
 
+def test_an_unknown_format_names_the_rows_that_the_nearest_rule_does_not_fit(tmp_path):
+    path = jsonl(
+        tmp_path / "faq.jsonl", ['{"prompt": "a", "completion": "b"}', '{"prompt": "a", "answer": 1}']
+    )
+    with pytest.raises(DataError, match=r"'prompt_completion' does not fit .*faq\.jsonl:2\. Map columns"):
+        load_records(path)
+    rows = [{"text": "a"}, *[{"texts": "b"}] * 4]
+    with pytest.raises(DataError, match="does not fit <list>:2, <list>:3, <list>:4 and 1 more"):
+        load_records(rows)
+
+
 def test_rows_that_cannot_be_read_are_named_beside_an_unknown_format(tmp_path):
     path = jsonl(tmp_path / "faq.jsonl", ['{"one": "a"}', '{"prompt": "a", ', '{"two": "b"}'])
     with pytest.raises(DataError, match=r"(?s)faq\.jsonl:2:.*found the keys \['one', 'two'\]"):

@@ -114,6 +114,35 @@ def test_every_file_gives_the_same_rows(name, tmp_path):
     assert [located.value for located in table] == ROWS  # a second pass
 
 
+@pytest.mark.parametrize("key", ["data", "rows"])
+def test_an_element_under_a_usual_key_that_is_no_object_is_a_bad_row(tmp_path, key):
+    (tmp_path / "a.json").write_text(json.dumps({key: [{"text": "a"}, 3, {"text": "b"}]}))
+    first, second, third = read_table(tmp_path / "a.json")
+    assert (first.value, third.value) == ({"text": "a"}, {"text": "b"})
+    assert isinstance(second.value, DataError)
+    assert (second.value.code, second.value.row) == ("bad_row", 2)
+
+
+def test_columns_of_text_that_differ_in_length_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"prompt": ["a", "b"], "completion": ["c"]}')
+    with pytest.raises(
+        DataError, match=r"expected columns of one length, got \{'prompt': 2, 'completion': 1\}"
+    ):
+        read_table(tmp_path / "a.json")
+
+
+def test_one_object_may_hold_lists_of_numbers_of_any_length(tmp_path):
+    row = {"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]}
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    assert [located.value for located in read_table(tmp_path / "a.json")] == [row]
+
+
+def test_line_ends_of_carriage_returns_alone_are_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"prompt,completion\ra,b\rc,d\r")
+    with pytest.raises(DataError, match="got lines that end in a carriage return alone"):
+        list(read_table(tmp_path / "a.csv"))
+
+
 @pytest.mark.parametrize("packed", PACKERS)
 @pytest.mark.parametrize("name", ["a.csv", "B.JSONL", "array.json", "a.xlsx", "a.parquet"])
 def test_compressed_files_are_read_as_if_they_were_not(name, packed, tmp_path):

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from ftlib.data.formats import BY_NAME, RULES, Rule, rule_named
+from ftlib.data.reading import Place
 from ftlib.data.segments import Row
 from ftlib.errors import ConfigError, DataError
 
 __all__ = ["LOOKED_AT", "Choice", "choose", "header_hint", "looked_at"]
 
 LOOKED_AT = 256  # first rows that decide the format, and as many drawn from the rest
-NEAREST = 3  # formats that an error names
+NEAREST = 3  # formats, and rows, that an error names
 
 
 @final
@@ -72,6 +73,7 @@ def choose(
     strict: bool,
     mixed: bool,
     file: str,
+    places: Sequence[Place] = (),
     is_table: bool = False,
 ) -> Choice:
     """The format of `rows`, which are those looked at, their columns renamed already.
@@ -83,6 +85,7 @@ def choose(
         strict: refuse rows that are in two formats.
         mixed: decide row by row.
         file: for errors.
+        places: of the rows, for errors.
         is_table: the file has a header, which may be missing.
 
     Raises:
@@ -103,7 +106,7 @@ def choose(
     fits = {rule.name: sum(map(rule.fits, rows)) for rule in candidates}
     best = max(candidates, key=lambda rule: fits[rule.name])  # of equals the first in the table
     if fits[best.name] * 2 <= len(rows):
-        raise _unknown(rows, fits, file, is_table=is_table)
+        raise _unknown(rows, fits, file, places, is_table=is_table)
     ignored = _ignored(best, candidates, fits, rows)
     if strict and ignored:
         raise DataError(
@@ -169,7 +172,9 @@ def _require(rule: Rule, rows: Sequence[Row], file: str, *, is_table: bool) -> N
             )
 
 
-def _unknown(rows: Sequence[Row], fits: Mapping[str, int], file: str, *, is_table: bool) -> DataError:
+def _unknown(
+    rows: Sequence[Row], fits: Mapping[str, int], file: str, places: Sequence[Place], *, is_table: bool
+) -> DataError:
     keys = _keys(rows)
     header = header_hint(is_table)
     if "completion" in keys and "prompt" not in keys:
@@ -186,6 +191,10 @@ def _unknown(rows: Sequence[Row], fits: Mapping[str, int], file: str, *, is_tabl
     near = sorted(fitting, key=lambda rule: -fits[rule.name])[:NEAREST]
     told = "; ".join(f"{rule.name!r} ({rule.keys}), fitting {fits[rule.name]}" for rule in near)
     nearest = f"Nearest: {told} of {len(rows)} rows. " if told else "None fits any row. "
+    if near and places:
+        unfit = [str(place) for place, row in zip(places, rows, strict=True) if not near[0].fits(row)]
+        more = f" and {len(unfit) - NEAREST} more" if len(unfit) > NEAREST else ""
+        nearest += f"{near[0].name!r} does not fit {', '.join(unfit[:NEAREST])}{more}. "
     return DataError(
         f"expected rows in one of the known formats (docs/formats.md), found the keys {keys}. {nearest}"
         f'Map columns: columns={{"prompt": …, "completion": …}}.{named}{header}',

@@ -178,14 +178,18 @@ def _csv(lines: Iterator[Line], delimiter: str) -> Iterator[Cells]:
         try:
             cells = _unlimited(lambda: next(reader, None))
         except csv.Error as error:
-            cells = DataError(
-                f"expected a CSV row, got {error}. Close the quote that opens in this row, and double quotes "
-                "inside one.",
-            )
+            cells = DataError(f"expected a CSV row, got {_fault(error, taken.record)}")
         if cells is None:
             return
         if taken.record and cells:  # a blank line has no cells
             yield taken.record, cells
+
+
+def _fault(error: csv.Error, lines: list[Line]) -> str:
+    """What is wrong with a record, and what to do."""
+    if "\r" in lines[-1].text.rstrip("\r\n") and "new-line" in str(error):
+        return "lines that end in a carriage return alone. Save the file with line feeds as line ends."
+    return f"{error}. Close the quote that opens in this row, and double quotes inside one."
 
 
 def _unlimited(read: Callable[[], list[str] | None]) -> list[str] | None:

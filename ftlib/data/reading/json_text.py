@@ -40,7 +40,8 @@ def open_document(file: SourceFile, options: ReadOptions) -> Opened:
     text = text_of(file, encoding)
     if not text.strip():
         raise DataError("expected rows, got blanks alone.", code="empty_data", file=file.name)
-    shape, values = _shaped(_parsed(text, Place(file.name, 1), Line(1, 0, text)))
+    start = Place(file.name, 1)
+    shape, values = _shaped(_parsed(text, start, Line(1, 0, text)), start)
 
     def rows(_: Counter[str]) -> Iterator[Located]:
         for number, value in enumerate(values, start=1):
@@ -77,14 +78,19 @@ def _as_row(place: Place, value: Any, raw: str | None) -> Located:
     return Located(place, error, raw if raw is not None else json.dumps(value, ensure_ascii=False))
 
 
-def _shaped(value: Any) -> tuple[str, Sequence[Any]]:
-    """The shape of a document, and its rows."""
+def _shaped(value: Any, start: Place) -> tuple[str, Sequence[Any]]:
+    """The shape of a document, and its rows.
+
+    Raises:
+        DataError: columns of text that differ in length.
+    """
     if isinstance(value, list):
         return "array", value
     if not isinstance(value, dict):
         return "object", [value]
     for key in _WRAPPERS:
-        if isinstance(value.get(key), list) and all(isinstance(item, dict) for item in value[key]):
+        found = value.get(key)
+        if found == [] or (isinstance(found, list) and any(isinstance(item, dict) for item in found)):
             return f"list under {key!r}", value[key]
     columns = list(value.values())
     if _are_indexed(columns):
@@ -93,6 +99,9 @@ def _shaped(value: Any) -> tuple[str, Sequence[Any]]:
     is_table = all(isinstance(column, list) for column in columns) and not _is_conversation(value)
     if columns and is_table and len({len(column) for column in columns}) == 1:
         return "columns", [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    if columns and is_table and all(isinstance(cell, str) for column in columns for cell in column):
+        lengths = {name: len(column) for name, column in value.items()}
+        raise start.error(f"expected columns of one length, got {lengths}. Give every row a cell in each.")
     return "object", [value]
 
 
