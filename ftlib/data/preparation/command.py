@@ -77,8 +77,9 @@ def _run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         earlier = _already_done(args, settings)
         if earlier is not None:
+            made = earlier.pop("_made")
             _show(args, earlier, f"Already prepared: see {earlier.pop('_path')}. Nothing to do.")
-            return _DONE
+            return _DONE if made else _status(args, earlier)
     asks = not (args.quiet or args.no or args.dry_run)
     ask = yes_or_no(sys.stdin.readline, lambda question: _say(args, question))
     prepared = prepare(
@@ -92,7 +93,12 @@ def _run(args: argparse.Namespace) -> int:
     if prepared.changed and not args.dry_run and (not asks or ask("Write the result")):
         written = prepared.write(args.out)
     _show(args, prepared.report, _closing(prepared, written, dry=args.dry_run))
-    warned = any(finding["level"] == "warn" for finding in prepared.report["findings"])
+    return _status(args, prepared.report)
+
+
+def _status(args: argparse.Namespace, report: dict[str, Any]) -> int:
+    """The exit code of a run with this report."""
+    warned = any(finding["level"] == "warn" for finding in report["findings"])
     return _WARNED if args.strict and warned else _DONE
 
 
@@ -154,7 +160,6 @@ def _closing(prepared: Prepared, written: list[Path], *, dry: bool) -> str:
 def _show(args: argparse.Namespace, report: dict[str, Any], closing: str) -> None:
     """The report on standard output, or what there is to say beside the summary."""
     if args.json:
-        report.pop("_path", None)
         sys.stdout.write(json.dumps(report, indent=1) + "\n")
     else:
         _put(sys.stdout, f"{closing}\n")

@@ -100,7 +100,8 @@ def line_of(row: Row, *, is_pairs: bool) -> str:
 def earlier_report(folder: Path, shas: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any] | None:
     """The report of an earlier run that has nothing left to do here, if there is one.
 
-    Either it prepared this very input with these options, or this input is what it wrote.
+    Either it prepared this very input with these options, or this input is what it wrote. `_path` of the
+    report says where it stands, `_made` that it is the latter: its findings are about other rows then.
     """
     for path in sorted(folder.glob("*.report.json")):
         if path.name.endswith(".rows.report.json") or path.stat().st_size > _LARGEST_REPORT:
@@ -114,7 +115,7 @@ def earlier_report(folder: Path, shas: tuple[str, ...], options: dict[str, Any])
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # another program's file
         if same or made:
-            return {**report, "_path": str(path)}
+            return {**report, "_path": str(path), "_made": not same}
     return None
 
 

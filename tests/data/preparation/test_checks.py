@@ -172,6 +172,23 @@ def test_capitals_of_the_separator_alone_are_nothing_to_change(tmp_path):
     assert (run.applied, run.files) == ([], {})
 
 
+def test_capitals_of_an_ending_are_reported_and_no_reason_to_change_the_text(tmp_path):
+    """The letters of " END" outnumber those of short answers, some of which are capitals too."""
+    rows = [(f"Item {k} ->", f" {said} END") for k, said in enumerate(("An ox", "Wet fen", "Red oak"))]
+    run = execute(tmp_path, {"d.jsonl": pairs(*rows)})
+    found = run.finding("completion_case")
+    assert (found["level"], found["default"], run.applied) == ("info", "off", [])
+    asked = execute(tmp_path, {"e.jsonl": pairs(*rows)}, "--fix", "completion_case=on")
+    assert completions(asked) == [" an ox END", " wet fen END", " red oak END"]
+
+
+def test_capitals_before_an_ending_of_capitals_go(tmp_path):
+    rows = [(f"Item {k} ->", f" {said} END") for k, said in enumerate(("AN OX", "WET FEN", "RED OAK"))]
+    run = execute(tmp_path, {"d.jsonl": pairs(*rows)})
+    assert run.finding("completion_case")["default"] == "on"
+    assert completions(run) == [" an ox END", " wet fen END", " red oak END"]
+
+
 @pytest.mark.parametrize(
     "rows",
     [

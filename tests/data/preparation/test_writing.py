@@ -103,6 +103,15 @@ def test_a_second_run_has_nothing_to_do(tmp_path):
     assert (asked.exit, asked.files) == (0, {})
 
 
+def test_under_strict_a_second_run_ends_as_the_first_and_one_on_its_output_is_done(tmp_path):
+    """The findings of the report are about the rows that were read, not about those that were written."""
+    first = execute(tmp_path, {"d.jsonl": ROWS}, "--strict")
+    again = execute(tmp_path, {"d.jsonl": ROWS}, "--strict")
+    assert (first.exit, again.exit, again.files) == (3, 3, {})
+    written = (tmp_path / "d_prepared.jsonl").read_text()
+    assert execute(tmp_path, {"d_prepared.jsonl": written}, "--strict").exit == 0
+
+
 def test_a_run_whose_data_are_gone_is_made_again(tmp_path):
     execute(tmp_path, {"d.jsonl": ROWS})
     (tmp_path / "d_prepared.jsonl").unlink()

@@ -21,12 +21,13 @@ def _prompt_case(context: Context) -> Iterator[Finding]:
 def _completion_case(context: Context) -> Iterator[Finding]:
     survey = context.table.survey("completion")
     ending = ending_of(survey, _asked_ending(context)) if context.task == "conditional" else None
-    # The capitals and the word of an ending of ours are no reason: they were appended.
+    if not survey.mostly_upper():
+        return
+    # The capitals and the word of an ending of ours are no reason to change what stands before it.
     ours = ending if ending in (" END", LAST_ENDING) else ""
-    if survey.mostly_upper(ours):
-        are_labels = context.task == "classification"
-        default_on = not are_labels and not survey.median_is_one_word(ours)
-        yield from _finding("completion", survey, ending, default_on=default_on)
+    are_labels = context.task == "classification"
+    default_on = survey.mostly_upper(ours) and not are_labels and not survey.median_is_one_word(ours)
+    yield from _finding("completion", survey, ending, default_on=default_on)
 
 
 def _asked_ending(context: Context) -> str | None:
@@ -67,6 +68,7 @@ COMPLETION_CASE = Check(
     "completion_case",
     "2 · upper > lower letters in the completions",
     _completion_case,
-    "lower-case all but the ending; off for labels and for completions of median length one word",
+    "lower-case all but the ending; off for labels, for completions of median length one word, and where "
+    "only the ending is in capitals",
     "on",
 )
