@@ -175,6 +175,17 @@ _MARKS_THE_HEADER = _MARKED.replace(
     "{% if m['role'] == 'assistant' %}{% generation %}{{ '<|im_start|>assistant\n' }}",
 ).replace("{% else %}", "{% else %}{{ '<|im_start|>' + m['role'] + '\n' }}")
 
+_GRANITE = (
+    "{% for m in messages %}{{ '<|start_of_role|>' + m['role'] + '<|end_of_role|>' + m['content'] "
+    "+ '<|end_of_text|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}"
+)
+# Brings a system text where the messages have none.
+_QWEN_2 = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help people.<|im_end|>\n' }}"
+    "{% endif %}" + CHATML
+)
+
 _LLAMA_CONTROL = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 _THINKS = ("<think>\n", "\n</think>\n\n")
 
@@ -197,6 +208,11 @@ FAMILIES: dict[str, Family] = {
         refuses="the rendered turn does not start with its generation prompt",
     ),
     "gemma": Family(_GEMMA, ("<start_of_turn>", "<end_of_turn>"), stop="<end_of_turn>", system=False),
+    "granite": Family(
+        _GRANITE,
+        ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+        stop="<|end_of_text|>",
+    ),
     "harmony": Family(
         _HARMONY,
         ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"),
@@ -213,6 +229,7 @@ FAMILIES: dict[str, Family] = {
     "marks_the_header": Family(_MARKS_THE_HEADER, stop="<|im_end|>"),
     "mistral": Family(_MISTRAL, lead=" ", earlier=" "),
     "phi": Family(_PHI, ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), stop="<|end|>"),
+    "qwen_2": Family(_QWEN_2, stop="<|im_end|>"),
     "qwen_3": Family(
         _QWEN_3,
         stop="<|im_end|>",
