@@ -10,22 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, final, get_args
 
-import datasets
 from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ftlib.data import audit, formatters
 from ftlib.data.cloze import Cloze
 from ftlib.data.environment import environment_kept, no_garbage_collection
-from ftlib.data.fingerprint import code_fingerprint, identity
+from ftlib.data.fingerprint import cache_file, code_fingerprint, identity
 from ftlib.data.overflow import Overflow
 from ftlib.data.preview import Preview, preview_row
 from ftlib.data.records import load_records
@@ -170,7 +167,7 @@ class Encoder:
                 remove_columns=records.column_names,
                 features=Features({**features(worker.rows.extras), **STATUS}),
                 new_fingerprint=fingerprint,
-                cache_file_name=_cache_file(records, fingerprint),
+                cache_file_name=cache_file(records, fingerprint),
                 desc="Encoding",
             )
         self.report = Report()
@@ -348,15 +345,3 @@ def _made(records: Iterable[Row], formatter: AnyFormatter) -> Made | None:
         except DataError:  # reported with all other bad rows
             continue
     return None
-
-
-def _cache_file(records: Dataset, fingerprint: str) -> str | None:
-    """Where to cache the encoding of records that lie in memory; `None` leaves it to datasets."""
-    if records.cache_files or not datasets.is_caching_enabled():
-        return None
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "ftlib"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written: no cache, rather than no training
-        return None
-    return str(folder / f"{fingerprint}.arrow") if os.access(folder, os.W_OK) else None

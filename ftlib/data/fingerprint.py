@@ -1,19 +1,23 @@
-"""Hashes of everything that decides an encoding, so that a cache is never found by another one."""
+"""Hashes of everything that decides an encoding, so that a cache never answers for another; and its place."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import io
+import os
 from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
+import datasets
+from datasets import Dataset
 from datasets.fingerprint import Hasher
 from datasets.utils._dill import Pickler
 
-__all__ = ["code_fingerprint", "identity"]
+__all__ = ["cache_file", "code_fingerprint", "identity"]
 
 
 def identity(value: Any) -> str:
@@ -54,3 +58,15 @@ def _files(folder: Traversable) -> Iterator[Traversable]:
     """The files of a folder and of those in it."""
     for entry in folder.iterdir():
         yield from _files(entry) if entry.is_dir() else [entry]
+
+
+def cache_file(records: Dataset, fingerprint: str) -> str | None:
+    """Where to cache the encoding of records that lie in memory; `None` leaves it to datasets."""
+    if records.cache_files or not datasets.is_caching_enabled():
+        return None
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "ftlib"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: no cache, rather than no training
+        return None
+    return str(folder / f"{fingerprint}.arrow") if os.access(folder, os.W_OK) else None

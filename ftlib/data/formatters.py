@@ -23,8 +23,8 @@ from ftlib.data.instructions import (
     super_natural_instructions,
     worded,
 )
-from ftlib.data.instructions.layout import as_messages
-from ftlib.data.messages import ROLES, dicts_of, restored
+from ftlib.data.layouts import Chat, ControlPolicy, EosPolicy, PromptCompletion, Text, one_of
+from ftlib.data.messages import ROLES
 from ftlib.data.pattern import parse
 from ftlib.data.preferences import canonical_pair, canonical_ranked, ranks_of
 from ftlib.data.segments import (
@@ -32,9 +32,7 @@ from ftlib.data.segments import (
     Conversation,
     Formatter,
     Made,
-    Message,
     Row,
-    Segment,
     Segments,
     Skipped,
     Tokens,
@@ -57,96 +55,6 @@ __all__ = [
     "text",
     "tokens",
 ]
-
-EosPolicy = Literal["append", "none"]
-ControlPolicy = Literal["text", "parse"]
-
-
-@final
-@dataclass(frozen=True)
-class Text:
-    """See `text`."""
-
-    column: str = "text"
-    eos: EosPolicy = "append"
-    control: ControlPolicy = "text"
-
-    def __post_init__(self) -> None:
-        _one_of("text", "eos", self.eos, ("append", "none"))
-        _one_of("text", "control", self.control, ("text", "parse"))
-
-    def __call__(self, row: Row) -> Segments:
-        """The text as one segment."""
-        value = _string(row, self.column)
-        part = Segment(value, "text", control=self.control == "parse")
-        return Segments((part,), eos=self.eos == "append")
-
-    def row(self, prompt: str) -> Row:
-        """The row of a bare prompt."""
-        return {self.column: prompt}
-
-
-@final
-@dataclass(frozen=True)
-class PromptCompletion:
-    """See `prompt_completion`."""
-
-    separator: str = ""
-    ending: str | None = None
-    control: ControlPolicy = "text"
-
-    def __post_init__(self) -> None:
-        _one_of("prompt_completion", "control", self.control, ("text", "parse"))
-
-    def __call__(self, row: Row) -> Segments:
-        """The prompt with its separator, then the completion with its ending."""
-        control = self.control == "parse"
-        completion = "" if row.get("completion") is None else _string(row, "completion") + (self.ending or "")
-        return Segments(
-            (
-                Segment(_string(row, "prompt") + self.separator, "prompt", control=control),
-                Segment(completion, "completion", control=control, boundary=True),
-            )
-        )
-
-    def row(self, prompt: str) -> Row:
-        """The row of a bare prompt."""
-        return {"prompt": prompt}
-
-
-@final
-@dataclass(frozen=True)
-class Chat:
-    """See `chat`."""
-
-    template: str | None = None
-    system: str | None = None
-    kind: Kind | None = None
-
-    def __call__(self, row: Row) -> Conversation | Skipped:
-        """The messages of the row."""
-        if self.kind is not None:
-            made = self.kind(row)
-            if isinstance(made, Skipped):
-                return made
-            messages, given = as_messages(made)
-            return Conversation(messages, None, given, self.template, self.system)
-        prompt = row.get("prompt")
-        if prompt is None:
-            messages, given = _messages(row, "messages"), 0
-        else:
-            messages, given = _messages(row, "prompt"), len(prompt)
-            if row.get("completion") is not None:
-                messages += _messages(row, "completion")
-        return Conversation(
-            messages, tuple(dicts_of(row.get("tools"), "tools")) or None, given, self.template, self.system
-        )
-
-    def row(self, prompt: str) -> Row:
-        """The row of a bare prompt: one user turn."""
-        if self.kind is not None:
-            return self.kind.row(prompt)
-        return {"prompt": [{"role": "user", "content": prompt}]}
 
 
 @final
@@ -268,7 +176,7 @@ def instruction(
     Raises:
         ConfigError: unknown options, options without effect, or a template that does not parse.
     """
-    _one_of("instruction", "render", render, ("text", "chat"))
+    one_of("instruction", "render", render, ("text", "chat"))
     made = _kind(template, joiner, seed)
     return Chat(kind=made) if render == "chat" else Instruction(made)
 
@@ -374,34 +282,3 @@ def _of_one_answer(row: Row) -> Formatter:
         f"found {sorted(row)}. Load the data with load_records, or pass a formatter.",
         code="unknown_format",
     )
-
-
-def _string(row: Row, column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        raise DataError(
-            f"expected text, got {value!r:.80}. The row has {sorted(row)}; name the column or map it.",
-            code="missing_column" if value is None else "bad_row",
-            column=column,
-        )
-    return value
-
-
-def _messages(row: Row, column: str) -> tuple[Message, ...]:
-    value = row.get(column)
-    if (
-        not isinstance(value, Sequence)
-        or not value
-        or not all(isinstance(message, Mapping) for message in value)
-    ):
-        raise DataError(
-            f"expected a list of messages, got {value!r:.80}. The row has {sorted(row)}.",
-            code="missing_column" if value is None else "bad_row",
-            column=column,
-        )
-    return tuple(restored(message, f"{column}[{k}]") for k, message in enumerate(value))
-
-
-def _one_of(owner: str, option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{owner}: expected {option} as one of {list(allowed)}, got {value!r}.")

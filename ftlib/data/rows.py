@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import final
 
 from ftlib.data.examples import Example, refused
 from ftlib.data.groups import common, pairs, refuse_identical, share
+from ftlib.data.joining import Joiner, Side
 from ftlib.data.overflow import Overflow, Weighted, fit
-from ftlib.data.pieces import Stretches, stretches
+from ftlib.data.pieces import stretches
 from ftlib.data.ready import check_ready, ready
 from ftlib.data.segments import Answers, Conversation, Made, Row, Segments, Skipped, Tokens, TrainOn
 from ftlib.data.shorten import shortened
 from ftlib.data.stops import stop_is_trained
 from ftlib.data.templates import ChatTemplate
-from ftlib.data.tokens import Piece, TokenBackend
+from ftlib.data.tokens import TokenBackend
 from ftlib.data.weights import segment_weights, trained_turns
 from ftlib.errors import ConfigError, DataError
 
@@ -27,25 +27,10 @@ _CHECKED_ROWS, _CHECKED_EVERY = 256, 1000  # rows whose invariants are asserted
 
 @final
 @dataclass(frozen=True)
-class _Side:
-    """One answer with its prompt, ready for the tokenizer."""
-
-    segments: Segments
-    weights: tuple[float, ...]
-    stretches: Stretches
-    notes: tuple[str, ...]
-
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        return (*(self.stretches.prefix or ()), *self.stretches.rest)
-
-
-@final
-@dataclass(frozen=True)
 class _Plan:
     """One example ready for the tokenizer: one side, or several that share their prompt."""
 
-    sides: tuple[_Side, ...]
+    sides: tuple[Side, ...]
     source: str
     first: bool
     checked: bool
@@ -76,6 +61,10 @@ class RowEncoder:
     stop_ids: frozenset[int]
     extras: tuple[str, ...] = ()
     apart: bool = False
+
+    @property
+    def _joiner(self) -> Joiner:
+        return Joiner(self.backend, apart=self.apart)
 
     def encode(self, rows: Sequence[Row], indices: Sequence[int]) -> list[Example]:
         """The examples of some rows, at least one per row, in order. A bad row gives its problem.
@@ -125,7 +114,7 @@ class RowEncoder:
         planned = stretches(segments, weights, self.backend)
         asked = (*(planned.prefix or ()), *(planned.rest if whole else ()))
         ids = [i for piece_ids, _ in self.backend.encode(asked) for i in piece_ids]
-        return self._as_prompt(ids, [], segments)[0]
+        return self._joiner.as_prompt(ids, [], segments)[0]
 
     def _plan(self, row: Row, source: str, *, checked: bool) -> list[_Plan | Example]:
         made = self.formatter(row)
@@ -171,11 +160,11 @@ class RowEncoder:
         """Tokens by which an example is longer than `max_length`."""
         examples = made.examples if isinstance(made, Answers) else (made,)
         sides = [side for example in examples for side in self._sides(example)]
-        joined = [self._joined(side, iter(self.backend.encode(side.pieces))) for side in sides]
+        joined = [self._joiner.joined(side, iter(self.backend.encode(side.pieces))) for side in sides]
         longest = max(len(rest[0]) + (len(prompt[0]) if prompt else 0) for prompt, rest in joined)
         return longest - (self.max_length or longest)
 
-    def _sides(self, made: Segments | Conversation) -> list[_Side]:
+    def _sides(self, made: Segments | Conversation) -> list[Side]:
         """One example as text; several where a template needs one per trained turn."""
         if isinstance(made, Conversation):
             made, notes = self.template.with_system(made)
@@ -187,7 +176,7 @@ class RowEncoder:
             f"got {type(made).__name__}."
         )
 
-    def _side(self, segments: Segments, notes: tuple[str, ...]) -> _Side:
+    def _side(self, segments: Segments, notes: tuple[str, ...]) -> Side:
         if segments.eos and self.backend.eos_id is None:
             raise ConfigError(
                 "Encoder: the examples end in EOS, and this tokenizer has no eos_token. Set one."
@@ -200,7 +189,7 @@ class RowEncoder:
             notes = (*notes, "stop_added")
         if planned.literal:
             notes = (*notes, "control_text")
-        return _Side(segments, weights, planned, notes)
+        return Side(segments, weights, planned, notes)
 
     def _check_extras(self, given: Mapping[str, tuple[float, ...]]) -> None:
         for name in sorted(set(given) ^ set(self.extras)):
@@ -247,13 +236,13 @@ class RowEncoder:
 
     def _finish(self, plan: _Plan, encoded: Iterator[Weighted]) -> Example:
         """Join the pieces of one example, fit it to `max_length`, and check what is trained."""
-        sides = [self._joined(side, encoded) for side in plan.sides]
+        sides = [self._joiner.joined(side, encoded) for side in plan.sides]
         bos = len(self.backend.bos_ids) if plan.sides[0].segments.bos else 0
         compared = pairs(len(sides), plan.extras)
         try:
             if plan.checked:
                 for side, (prompt, rest) in zip(plan.sides, sides, strict=True):
-                    self._assert_control(side, prompt[0] + rest[0] if prompt else rest[0])
+                    self._joiner.check_control(side, prompt[0] + rest[0] if prompt else rest[0])
             whole = self._together(sides, compared, bos)
             fitted = fit(*whole, self.max_length, self.overflow, bos=bos)
             if fitted is None:
@@ -305,43 +294,7 @@ class RowEncoder:
                 code="prompts_differ",
             )
 
-    def _joined(self, side: _Side, encoded: Iterator[Weighted]) -> tuple[Weighted | None, Weighted]:
-        """Prompt and rest of one answer with BOS and EOS; no prompt where nothing marks its end."""
-        parts = side.stretches
-        prompt = None if parts.prefix is None else _concatenated(islice(encoded, len(parts.prefix)))
-        rest = _concatenated(islice(encoded, len(parts.rest)))
-        if prompt is None:
-            rest = self._with_bos(*rest, side.segments)
-        else:
-            prompt = self._as_prompt(*prompt, side.segments)
-            if self.apart:  # here BOS is predicted, by the token that a decoder starts from
-                rest = self._with_bos(*rest, side.segments, weight=side.weights[-1])
-        if side.segments.eos and self.backend.eos_id is not None and rest[0][-1:] != [self.backend.eos_id]:
-            rest[0].append(self.backend.eos_id)
-            rest[1].append(side.weights[-1])
-        ending = list(self.backend.ending_ids) if side.segments.closed else []
-        if ending and rest[0][-len(ending) :] != ending:
-            rest = [*rest[0], *ending], [*rest[1], *([0.0] * len(ending))]
-        return prompt, rest
-
-    def _with_bos(
-        self, ids: list[int], weights: list[float], segments: Segments, *, weight: float = 0.0
-    ) -> Weighted:
-        """What the tokenizer puts before plain text goes first, once; of weight 0 if nothing predicts it."""
-        bos = list(self.backend.bos_ids) if segments.bos else []
-        if ids[: len(bos)] == bos:
-            return ids, weights
-        return [*bos, *ids], [*([weight] * len(bos)), *weights]
-
-    def _as_prompt(self, ids: list[int], weights: list[float], segments: Segments) -> Weighted:
-        """With BOS; for an encoder also with what the tokenizer puts after plain text, once."""
-        ids, weights = self._with_bos(ids, weights, segments)
-        ending = list(self.backend.ending_ids) if self.apart and segments.bos else []
-        if not ending or ids[-len(ending) :] == ending:
-            return ids, weights
-        return [*ids, *ending], [*weights, *([0.0] * len(ending))]
-
-    def _empty_target(self, side: _Side, number: int | None, *, cut: bool) -> DataError:
+    def _empty_target(self, side: Side, number: int | None, *, cut: bool) -> DataError:
         if cut:
             cause = f"the prompt alone fills max_length={self.max_length}"
         elif not any(weight > 0 for weight in side.weights):
@@ -357,42 +310,12 @@ class RowEncoder:
         where = "" if number is None else f" in answer {number + 1}"
         return DataError(f"expected a trained token{where}, got none: {cause}.", code="empty_target")
 
-    def _assert_control(self, side: _Side, ids: Sequence[int]) -> None:
-        """Control ids come from templates, BOS and EOS alone, and BOS stands at most once at the start."""
-        around = len(self.backend.bos_ids)
-        if self.apart:
-            around += around + len(self.backend.ending_ids)
-        if side.segments.closed:
-            around += len(self.backend.ending_ids)
-        allowed = side.stretches.control + side.segments.eos + (around if side.segments.bos else 0)
-        found = sum(1 for i in ids if i in self.backend.control_ids)
-        if found > allowed:
-            raise DataError(
-                f"expected at most {allowed} control tokens, got {found}: this tokenizer makes control "
-                "tokens of ordinary text. Remove such text from the data.",
-                code="control_token",
-            )
-        bos = list(self.backend.bos_ids)
-        if bos and list(ids[: 2 * len(bos)]) == bos * 2:
-            raise DataError(
-                "expected one BOS, got two: the data bring their own. Remove it.", code="double_bos"
-            )
-
 
 def _no_prompt(found: str) -> DataError:
     return DataError(
         f"expected a prompt for the encoder to read, got {found}. Give rows with prompt and completion.",
         code="no_prompt",
     )
-
-
-def _concatenated(pieces: Iterable[Weighted]) -> Weighted:
-    ids: list[int] = []
-    weights: list[float] = []
-    for piece_ids, piece_weights in pieces:
-        ids += piece_ids
-        weights += piece_weights
-    return ids, weights
 
 
 def _trained(prefix: Weighted, rest: Weighted) -> int:
