@@ -45,7 +45,9 @@ from ftlib.objectives import Objective
 __all__ = ["Engine", "RandomState", "StepResult", "Stopped"]
 
 logger = logging.getLogger(__name__)
-CPU_TOKENS, DEVICE_TOKENS = 768, 16384  # default tokens of a micro-batch
+# Default tokens of a micro-batch. 768 came with even filling, when a step went from 4.1 s at 1,024 to 3.5 s
+# (GSM8K rows, SmolLM2-135M, LoRA r=16, two cores); neither changes the result.
+CPU_TOKENS, DEVICE_TOKENS = 768, 16384
 MAX_SKIPPED = 10
 Example = Mapping[str, Any]
 RandomState = tuple[dict[str, Tensor], dict[str, Any]]  # as `capture_rng` gives it

@@ -169,6 +169,42 @@ def test_rows_that_cannot_be_read_are_named_beside_an_unknown_format(tmp_path):
 # --- bad rows ---
 
 
+FAULTS = {  # fault -> code, line
+    "null": ("bad_row", b'{"prompt": "a", "completion": null}'),
+    "wrong_type": ("bad_row", b'{"prompt": "a", "completion": 5}'),
+    "empty": ("bad_row", b'{"prompt": "a", "completion": ""}'),
+    "nul": ("bad_row", b'{"prompt": "a\\u0000", "completion": "b"}'),
+    "latin_1": ("bad_encoding", '{"prompt": "caf\xe9", "completion": "b"}'.encode("latin-1")),
+    "surrogate": ("bad_row", b'{"prompt": "a\\ud800", "completion": "b"}'),
+    "two_values": ("duplicate_column", b'{"prompt": "a", "prompt": "b", "completion": "c"}'),
+    "cut": ("bad_row", b'{"prompt": "a", "compl'),
+    "no_object": ("bad_row", b"[1, 2]"),
+}
+
+
+def test_faults_of_every_kind_are_named_at_once_and_skipped_as_asked(tmp_path):
+    """A byte order mark and a row of ten megabytes are none."""
+    long = json.dumps({"prompt": "x" * 10_000_000, "completion": "b"}).encode()
+    good = json.dumps(GOOD).encode()
+    path = tmp_path / "faults.jsonl"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + b"\n".join([good, *(line for _, line in FAULTS.values()), long, *[good] * 9])
+    )
+    with pytest.raises(DataError) as caught:
+        load_records(path)
+    assert [f"faults.jsonl:{row}:" in str(caught.value) for row in range(1, 13)] == [
+        False, *[True] * len(FAULTS), False, False,
+    ]  # fmt: skip
+    records = load_records(path, on_error="skip", max_bad=None)
+    assert [row["_source"].rpartition(":")[2] for row in records] == ["1", *map(str, range(11, 21))]
+    report = load_report(records)
+    assert (report.rows, report.rejected) == (20, len(FAULTS))
+    written = [json.loads(line) for line in (tmp_path / "faults_rejected.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["code"]) for row in written] == [
+        (line, code) for line, (code, _) in enumerate(FAULTS.values(), start=2)
+    ]
+
+
 def test_skipped_rows_are_written_beside_their_file_with_place_and_reason(tmp_path):
     rows = [GOOD, BAD, '{"prompt": "a", ', *[GOOD] * 7]
     path = jsonl(tmp_path / "faq.v1.jsonl", rows)
