@@ -23,6 +23,8 @@ SECONDS = 2  # of processor time
 MEGABYTES = 512
 CHARACTERS = 1 << 20  # of one rendering, beside sixteen times what was given to it
 _PATIENCE = 60.0  # seconds by the clock, for a child on a busy machine
+_ENDED = [-each for each in signal.Signals if each.name in ("SIGKILL", "SIGXCPU")]  # by its limit of time
+_CRASHED = 256  # exit codes of a crash: from here on Windows, negative elsewhere
 _CHILD = Path(__file__).with_name("trial_child.py")
 _TURNS = tuple({"role": role, "content": "a"} for role in ("user", "assistant") * 2)
 _OUTCOMES = {
@@ -31,6 +33,8 @@ _OUTCOMES = {
     "memory": f"it needs more than {MEGABYTES} MB of memory for a first conversation",
 }
 _TOO_SLOW = f"it runs for more than {SECONDS} s on a first conversation"
+
+_UNTRIED = "chat template: rendered without a trial in a process of its own"
 
 _log = logging.getLogger(__name__)
 _found: dict[str, str | None] = {}  # template -> what is wrong with it
@@ -65,7 +69,7 @@ def try_template(
 def _outcome(given: str) -> str | None:
     """What the child says, or what became of it."""
     # Nothing but our own file is run; the template is data on its standard input.
-    command = [sys.executable, "-P", str(_CHILD)]
+    command = [sys.executable or "", "-P", str(_CHILD)]
     try:
         done = subprocess.run(  # noqa: S603
             command, input=given.encode(), capture_output=True, timeout=_PATIENCE, check=False
@@ -73,11 +77,15 @@ def _outcome(given: str) -> str | None:
     except subprocess.TimeoutExpired:
         return _TOO_SLOW
     except OSError as error:  # a host that may start no process
-        _log.warning("chat template: rendered without a trial, no process could be started: %s.", error)
+        _log.warning("%s: no process could be started: %s.", _UNTRIED, error)
         return None
     said = done.stdout.decode(errors="replace").strip()
     if said in _OUTCOMES:
         return _OUTCOMES[said]
-    if done.returncode in (-getattr(signal, "SIGXCPU", 0), -getattr(signal, "SIGKILL", 0)):
+    if done.returncode in _ENDED:
         return _TOO_SLOW
+    if 0 <= done.returncode < _CRASHED:  # a host program that is no Python, say
+        said = done.stderr.decode(errors="replace")[-200:]
+        _log.warning("%s: %s ended with %d: %r.", _UNTRIED, sys.executable, done.returncode, said)
+        return None
     return f"it ends the process that renders it (exit code {done.returncode})"

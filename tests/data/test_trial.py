@@ -88,10 +88,19 @@ def test_where_no_process_can_be_started_a_warning_says_so(
 
     monkeypatch.setattr(subprocess, "run", refuse)
     assert tried(CHATML) is None
-    assert "without a trial, no process could be started: not here" in caplog.text
+    assert "no process could be started: not here" in caplog.text
 
 
-def test_a_template_that_ends_its_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    died = subprocess.CompletedProcess([], 139, b"", b"")
+def test_where_the_program_is_no_python_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    assert tried(CHATML) is None
+    assert "rendered without a trial in a process of its own: /bin/false ended with 1" in caplog.text
+
+
+@pytest.mark.parametrize("code", [-11, 0xC0000005])
+def test_a_template_that_ends_its_process_is_refused(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    died = subprocess.CompletedProcess([], code, b"", b"")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: died)
-    assert "ends the process that renders it (exit code 139)" in str(tried(CHATML))
+    assert f"ends the process that renders it (exit code {code})" in str(tried(CHATML))
