@@ -403,6 +403,14 @@ def test_control_characters_are_reported_and_go_on_request(tmp_path):
     assert told.records[-1] == {"prompt": "What is moss? ->", "completion": " a\tcarpet\n"}
 
 
+def test_a_completion_of_control_characters_alone_goes_with_them(tmp_path):
+    rows = [*DONE, ("What is moss? ->", " \x07\n"), ("What is peat? ->", " \x1b turf\n")]
+    run = execute(tmp_path, {"d.jsonl": pairs(*rows)}, "--fix", "control_char=on")
+    assert [row["completion"] for row in run.records[len(DONE) :]] == ["  turf\n"]
+    assert run.report["rows"]["dropped"] == {"control_char": 1}
+    assert run.unaccounted() == 0
+
+
 PERSONAL = {
     "email": "Write to jo.doe+x@mail.example.org today",
     "phone": "Call +49 30 901820 or ring",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
+from ftlib.data.preparation.affixes import without
 from ftlib.data.preparation.check import Check, Context, Finding, Fix
 from ftlib.data.preparation.intake import rows_with
-from ftlib.data.preparation.table import Column, Edit
+from ftlib.data.preparation.table import Column, Edit, Row
 from ftlib.data.preparation.words import counted
 
 __all__ = ["CONTROL_CHAR", "EMPTY_COMPLETION", "EMPTY_PROMPT", "LONE_SURROGATE", "NONSTRING_VALUE"]
@@ -58,12 +61,25 @@ def _control(context: Context) -> Iterator[Finding]:
     if context.is_pairs:
         columns: tuple[Column, ...] = ("prompt", "completion")
         edits = tuple(Edit("control_char", column, _stripped) for column in columns)
-        fix = Fix("off", "Remove control characters", edits=edits)
+        blank = [row.number for row in context.table.rows(rows) if not _said(row, context.ending)]
+        fix = Fix(
+            "off",
+            "Remove control characters"
+            + (f", and {counted(len(blank), 'row')} of nothing else" if blank else ""),
+            {"rows": len(blank)} if blank else {},
+            drop=np.array(blank, dtype=np.int64) if blank else None,
+            edits=edits,
+        )
     yield Finding(
         f"control characters: {counted(len(rows), 'row')}",
         rows,
         fix=fix,
     )
+
+
+def _said(row: Row, ending: str | None) -> str:
+    """What the completion says without control characters and ending."""
+    return without(_stripped(row.completion), ending).strip()
 
 
 def _stripped(text: str) -> str:
@@ -88,7 +104,7 @@ CONTROL_CHAR = Check(
     "control_char",
     "a value holds control characters other than tab and line ends",
     _control,
-    "remove them",
+    "remove them, and rows whose completion is nothing else",
     "off",
     pairs_only=False,
     added=True,
