@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,17 +24,23 @@ from ftlib.export.card import CardData, card_text, public_name
 from ftlib.export.staging import staged
 from ftlib.models.modes import evaluation_mode
 from ftlib.models.padding import padding_tokenizer
-from ftlib.models.parts import language_task
+from ftlib.models.parts import inner_model, language_task
 from ftlib.models.quiet import quiet
 
 __all__ = ["save", "save_weights"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
+_GENERATION_CONFIG = "generation_config.json"
 _SHAPE = ("r", "lora_alpha", "num_virtual_tokens")
 
 
 def save(
-    folder: str | Path, model: AnyModel, tokenizer: PreTrainedTokenizerBase | None, *, card: CardData
+    folder: str | Path,
+    model: AnyModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    card: CardData,
+    stop_ids: Sequence[int] = (),
 ) -> Path:
     """Write the adapter, or the whole model where there is none, with tokenizer and model card.
 
@@ -44,6 +52,7 @@ def save(
         model: a peft model, whose active adapter is saved, or a transformers model.
         tokenizer: saved as it is, beside a reward model with that model's pad token; None leaves it out.
         card: what the model card tells; base and adapter are filled in from the model where None.
+        stop_ids: what ends a completion, for `generation_config.json`, beside the model's own stop ids.
 
     Returns:
         The folder.
@@ -61,6 +70,8 @@ def save(
         card = replace(card, auto_class="AutoModelForSequenceClassification")
     with staged(target) as staging:
         save_weights(staging, model)
+        if stop_ids:
+            _write_stops(staging, inner_model(model), stop_ids)
         if isinstance(model, PreTrainedModel):
             card = replace(card, base=card.base or public_name(model.name_or_path))
         else:
@@ -120,6 +131,24 @@ def _check_target(target: Path, *, adapted: bool) -> None:
             f"save: expected a folder to hold the {kinds[0]}, got {target} with the {kinds[1]} of {other}. "
             "Loading it would mix the two; choose another folder."
         )
+
+
+def _write_stops(folder: Path, model: PreTrainedModel, stop_ids: Sequence[int]) -> None:
+    """Have generation stop where training did: a server reads this file, and none of ftlib's."""
+    if not model.can_generate():
+        return
+    path = folder / _GENERATION_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else _settings(model)
+    own = settings.get("eos_token_id")
+    listed = own if isinstance(own, list) else [] if own is None else [own]
+    stops = list(dict.fromkeys([*stop_ids, *listed]))
+    settings["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _settings(model: PreTrainedModel) -> dict[str, Any]:
+    """How the model generates, which an adapter's folder otherwise leaves to its base."""
+    return dict(model.generation_config.to_diff_dict())
 
 
 def _describe_adapter(staging: Path, card: CardData) -> CardData:

@@ -180,10 +180,16 @@ class TrainedModel:
         writes = self.engine.accelerator.is_main_process or not self.engine.sharded
         with gathered(self.model, keep=writes):
             if writes:
-                save(folder, self.model, self.tokenizer, card=card)
+                save(folder, self.model, self.tokenizer, card=card, stop_ids=self._stop_ids())
             if self.engine.sharded:
                 self.engine.agreed(False)  # the others wait until it is there
         return Path(folder).expanduser()
+
+    def _stop_ids(self) -> tuple[int, ...]:
+        """What ends a completion of this model; nothing of one that writes none, or was encoded elsewhere."""
+        if self._encoder is None or self._encoded_elsewhere or self.no_generation is not None:
+            return ()
+        return self._encoder.stop_ids
 
     def _evaluated(self, dataset: Any) -> Examples:
         """What an evaluation is of: `dataset`, or the trainer's own for None."""

@@ -6,14 +6,17 @@ weights stand in `test_templates`, those of tokenizers in `test_encode`; here is
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import GenerationConfig
 
 from ftlib.data import Encoder, collate, formatters, load_records
 from ftlib.errors import DataError
+from ftlib.export import CardData, save
 from ftlib.models import forward
 from tests.data.templates_zoo import FAMILIES, family_tokenizer
 from tests.data.test_templates import TRAINABLE, TURNS, encoded, inference, whole
@@ -60,6 +63,20 @@ def test_a_stop_token_that_was_cut_off_is_missed(name: str) -> None:
         encoder, rest = encoded(name, EXCHANGE, **options)[1:]
         assert whole(rest[0])[0] == ids[:learned]
         assert (encoder.report.truncated, encoder.report.without_terminator) == (1, 1)
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_the_stop_token_is_saved_with_the_model_and_the_model_in_memory_left_alone(
+    name: str, tmp_path: Path
+) -> None:
+    _, encoder, _ = encoded(name, EXCHANGE)
+    model = tiny_model(vocab_size=512, eos_token_id=2)
+    save(tmp_path / "m", model, None, card=CardData("tiny"), stop_ids=encoder.stop_ids)
+    saved = GenerationConfig.from_pretrained(tmp_path / "m").eos_token_id
+    listed = saved if isinstance(saved, list) else [saved]
+    assert set(encoder.stop_ids) <= set(listed)
+    assert 2 in listed
+    assert model.generation_config.eos_token_id == 2
 
 
 # --- 2, 10: nothing left to learn is refused, and every cut is counted ---

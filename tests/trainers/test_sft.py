@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -354,6 +355,8 @@ def test_what_is_saved_loads_in_plain_peft(tmp_path, tokenizer):
     trainer = from_records(tokenizer)
     trainer.train()
     trainer.save(tmp_path / "out")
+    stops = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
+    assert set(trainer.encoder.stop_ids) <= set(stops if isinstance(stops, list) else [stops])
     plain = PeftModel.from_pretrained(tiny_model("llama", vocab_size=len(tokenizer)), str(tmp_path / "out"))
     ids = torch.tensor([tokenizer("yes, the answer")["input_ids"]])
     torch.testing.assert_close(plain.eval()(ids).logits, trainer.model.eval()(ids).logits)
