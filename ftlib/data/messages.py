@@ -58,6 +58,7 @@ ROLES: Mapping[str, str] = {
     for spelling in spellings
 }
 _CALLERS = ("function_call", "tool_call")  # roles of an assistant whose content is the call itself
+_TWO_KEYS = frozenset({"role", "content"})
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 _WEIGHTS = ("weight", "loss_weight", "loss", "train")
 
@@ -155,6 +156,10 @@ def _object_of(value: Any) -> dict[str, Any]:
 
 def _canonical(message: Mapping[str, Any], column: str, roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """One message; several where its blocks hold tool results."""
+    if message.keys() == _TWO_KEYS and isinstance(message["content"], str):  # most messages
+        role = _role(message["role"], column, roles)
+        if message["role"] not in _CALLERS:
+            return [{"role": role, "content": _content(message["content"], column, has_calls=False)}]
     given = {key: value for key, value in message.items() if value is not None}
     given |= _object_of(given.pop("extra", None))  # canonical once, canonical twice: the same
     if "role" not in given and "value" in message:

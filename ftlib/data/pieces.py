@@ -7,6 +7,7 @@ mark the start of a text, at the first control token of a text that continues an
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -57,12 +58,10 @@ def stretches(
     control = 0
     starts = True
     for begin, end in itertools.pairwise(edges):
-        stretch = _Stretch(segments.parts[begin:end], weights[begin:end])
+        stretch = _Stretch(segments.parts[begin:end], weights[begin:end], backend.control)
         pieces.append(list(_pieces(stretch, backend, starts=starts)))
         starts = (starts and not stretch.text) or (apart and begin == 0)
-        control += sum(
-            1 for match in backend.control.finditer(stretch.text) if not stretch.written(*match.span())
-        )
+        control += len(stretch.meant)
     rest = tuple(piece for stretch in (pieces[1:] if cuts else pieces) for piece in stretch)
     prefix = tuple(pieces[0]) if cuts else None
     literal = sum(piece.ids is not None for piece in (*(prefix or ()), *rest))
@@ -70,9 +69,15 @@ def stretches(
 
 
 class _Stretch:
-    """Joined text of some parts, with the ranges of weights and of people's own words."""
+    """Joined text of some parts, with the ranges of weights and of people's own words.
 
-    def __init__(self, parts: Sequence[Segment], weights: Sequence[float]) -> None:
+    Args:
+        parts: what is joined.
+        weights: one per part.
+        control: matches control tokens, of which those in people's words are `spelled`, the others `meant`.
+    """
+
+    def __init__(self, parts: Sequence[Segment], weights: Sequence[float], control: re.Pattern[str]) -> None:
         self.text = "".join(part.text for part in parts)
         self._runs: list[tuple[int, float]] = []
         self._words: list[tuple[int, int]] = []
@@ -86,10 +91,18 @@ class _Stretch:
             self._runs.append((end, weight))
             if not part.control:
                 self._words.append((start, end))
+        self.spelled: list[tuple[int, int]] = []
+        self.meant: list[tuple[int, int]] = []
+        for match in control.finditer(self.text):
+            (self.spelled if self._written(*match.span()) else self.meant).append(match.span())
 
-    def written(self, start: int, end: int) -> bool:
+    def _written(self, start: int, end: int) -> bool:
         """Whether people wrote any of these characters."""
         return any(a < end and start < b for a, b in self._words)
+
+    def whole(self, *, starts: bool) -> Piece:
+        """All of it in one piece."""
+        return Piece(self.text, tuple(self._runs), starts)
 
     def piece(self, start: int, end: int, *, starts: bool, ids: tuple[int, ...] | None = None) -> Piece:
         runs = [(min(stop, end) - start, weight) for stop, weight in self._runs if stop > start]
@@ -98,15 +111,15 @@ class _Stretch:
 
 
 def _pieces(stretch: _Stretch, backend: TokenBackend, *, starts: bool) -> Iterator[Piece]:
-    matches = [match.span() for match in backend.control.finditer(stretch.text)]
-    spelled = [span for span in matches if stretch.written(*span)]
-    meant = [start for start, end in matches if (start, end) not in spelled]
+    if stretch.text and not stretch.spelled and (starts or not backend.marks_start):  # nearly always
+        yield stretch.whole(starts=starts)
+        return
     done = 0
-    for start, end in (*spelled, (len(stretch.text), len(stretch.text))):
+    for start, end in (*stretch.spelled, (len(stretch.text), len(stretch.text))):
         if start > done:
             at_start = starts and done == 0
             cut = (
-                next((c for c in meant if done <= c < start), start)
+                next((c for c, _ in stretch.meant if done <= c < start), start)
                 if backend.marks_start and not at_start
                 else start
             )

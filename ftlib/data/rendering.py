@@ -210,7 +210,11 @@ def _strings(conversation: Conversation) -> Iterator[str]:
             yield value
         elif isinstance(value, Mapping):
             for key, item in value.items():
-                if key != "role":
+                if key == "role":
+                    continue
+                if type(item) is str:  # nearly always
+                    yield item
+                else:
                     yield from walk(item)
         elif isinstance(value, (list, tuple)):
             for item in value:

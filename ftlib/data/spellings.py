@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 from ftlib.data.cells import has, is_side
@@ -81,7 +82,7 @@ class RankedColumns:
 
 def is_pair(row: Mapping[str, Any]) -> bool:
     """Whether the row is about a pair, perhaps with one side missing."""
-    return any(_could_be(row, pair) for pair in _PAIRS)
+    return any(_could_be(row, pair) for pair in _pairs_among(tuple(row)))
 
 
 def is_ranked(row: Mapping[str, Any]) -> bool:
@@ -115,7 +116,8 @@ def fits_ranked(row: Mapping[str, Any]) -> bool:
 def pair_columns(row: Mapping[str, Any]) -> PairColumns:
     """Where the pair of this row stands: the first spelling that is usable, or else the nearest to it."""
     # Of equals `max` takes the first.
-    chosen, rejected = max(_PAIRS, key=lambda pair: (_could_be(row, pair), has(row, *pair)))
+    known = _PAIRS[0], *_pairs_among(tuple(row))
+    chosen, rejected = max(known, key=lambda pair: (_could_be(row, pair), has(row, *pair)))
     return PairColumns(() if chosen == "messages" else prompt_columns(row), chosen, rejected)
 
 
@@ -152,8 +154,14 @@ def are_objects(answers: object) -> bool:
     )
 
 
+@lru_cache(maxsize=256)
+def _pairs_among(columns: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The pairs that these columns hold both sides of: mostly none, and the same for all rows of a file."""
+    return tuple(pair for pair in _PAIRS if set(pair) <= set(columns))
+
+
 def _could_be(row: Mapping[str, Any], pair: tuple[str, str]) -> bool:
-    if not all(map(row.__contains__, pair)):  # nearly always, and asked of every pair of names
+    if not all(map(row.__contains__, pair)):
         return False
     values = [row[name] for name in pair]
     return (

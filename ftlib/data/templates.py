@@ -249,8 +249,10 @@ class ChatTemplate:
         return controls[0][1] if controls else _NO_STOP
 
     def _literals_of(self, whole: _Rendered, count: int, text: str) -> list[tuple[int, int]]:
+        if not whole.spelled:
+            return []
         part = replace(whole.conversation, messages=whole.conversation.messages[:count])
-        if not (whole.spelled and self._renderer.has_control(part)):
+        if not self._renderer.has_control(part):
             return []
         rendered = self._renderer.render(part)
         literals = self._renderer.literals(part, rendered)
@@ -309,13 +311,17 @@ def _segments(whole: _Rendered, regions: Sequence[_Region]) -> tuple[Segment, ..
             parts += _cut(text, _Region(done, region.start, "prompt"), literals)
         start = max(region.start, done)
         if region.end > start or region.boundary:
-            parts += _cut(text, replace(region, start=start), literals)
+            parts += _cut(text, region if start == region.start else replace(region, start=start), literals)
         done = max(done, region.end)
     return tuple(parts)
 
 
 def _cut(text: str, region: _Region, literals: Sequence[tuple[int, int]]) -> Iterator[Segment]:
     """One region, its literal stretches in segments of their own."""
+    if not literals:
+        if region.end > region.start:
+            yield Segment(text[region.start : region.end], region.role, region.weight, True, region.boundary)
+        return
     edges = sorted(
         {
             region.start,

@@ -20,6 +20,7 @@ from typing import Any, final
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from ftlib.data.environment import no_garbage_collection
 from ftlib.errors import CapabilityError, DataError
 
 __all__ = ["Piece", "TokenBackend"]
@@ -54,6 +55,7 @@ class TokenBackend:
         CapabilityError: a tokenizer without a fast backend.
     """
 
+    @no_garbage_collection()  # of the vocabulary's objects none is garbage, and looking costs as much again
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.is_fast:
             raise CapabilityError(
@@ -210,10 +212,11 @@ def _without_prepend(step: dict[str, Any] | None) -> dict[str, Any] | None:
 def _fingerprint(tokenizer: PreTrainedTokenizerBase, written: str, post_processor: Any) -> str:
     """Changes with anything that changes ids: vocabulary, rules, special tokens, chat template."""
     own = {
-        "spec": written,
         "template": tokenizer.chat_template,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "control": sorted(tokenizer.chat_control_tokens or ()),
         "post_processor": post_processor,
     }
-    return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=16).hexdigest()
+    state = hashlib.blake2b(written.encode(), digest_size=16)
+    state.update(json.dumps(own, sort_keys=True).encode())
+    return state.hexdigest()

@@ -208,18 +208,22 @@ def slotted(
         spelled = _any_case(row) if any_case else {}
         return Found(row, {slot: _column(row, spec.names, spelled) for slot, spec in slots.items()})
 
+    needed = [spec for spec in slots.values() if spec.needed]
+
     def fits(row: Row) -> bool:
-        here = found(row)
-        needed = ((slot, spec) for slot, spec in slots.items() if spec.needed)
-        there = all(slot in here and spec.holds(here[slot]) for slot, spec in needed)
-        return there and not (unless or compares)(row)
+        spelled = _any_case(row) if any_case else {}
+        for spec in needed:
+            value = row.get(_column(row, spec.names, spelled))
+            if value is None or not spec.holds(value):
+                return False
+        return not (unless or compares)(row)
 
     return Rule(
         name,
         keys,
         known_as,
         columns,
-        tuple(spec.names[0] for spec in slots.values() if spec.needed),
+        tuple(spec.names[0] for spec in needed),
         fits,
         lambda row, options: convert(found(row), options),
         lambda row: tuple(column for column in found(row).columns.values() if column in row),

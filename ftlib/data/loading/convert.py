@@ -84,8 +84,9 @@ class Converter:
         return made if isinstance(made, Dropped) else [{**record, "_source": source} for record in made]
 
     def _records(self, row: Row) -> list[dict[str, Any]] | Dropped:
-        for name, value in row.items():
-            _check_writable(value, name)
+        if not _writable(row):
+            for name, value in row.items():
+                _check_writable(value, name)
         rule = self.choice.of(row)
         if rule is None:
             return [dict(row)]
@@ -180,16 +181,13 @@ def _free(name: str, row: Row) -> str:
 def _check_writable(value: Any, column: str) -> None:
     """Refuse characters that no text file or tokenizer can hold."""
     if isinstance(value, str):
-        found = None if value.isascii() and "\0" not in value else _UNWRITABLE.search(value)
-        if found:
+        if (found := _UNWRITABLE.search(value)) is not None:
             at = found.start()
             raise DataError(
                 f"expected text, got the character U+{ord(value[at]):04X} at position {at}. Remove it.",
                 column=column,
                 excerpt=ascii(value[max(0, at - 20) : at + 20]),
             )
-    elif value is None or isinstance(value, int | float):
-        return
     elif isinstance(value, Mapping):
         for name, item in value.items():
             _check_writable(name, f"{column}.{name!a}")
@@ -197,3 +195,12 @@ def _check_writable(value: Any, column: str) -> None:
     elif isinstance(value, list | tuple):
         for k, item in enumerate(value):
             _check_writable(item, f"{column}[{k}]")
+
+
+def _writable(value: Any) -> bool:
+    """Whether no text inside holds such a character."""
+    if isinstance(value, str):
+        return (value.isascii() and "\0" not in value) or _UNWRITABLE.search(value) is None
+    if isinstance(value, Mapping):
+        return all(map(_writable, value)) and all(map(_writable, value.values()))
+    return all(map(_writable, value)) if isinstance(value, list | tuple) else True
