@@ -22,7 +22,15 @@ from ftlib.models.sharing import on_same_base, shared_with
 from ftlib.rollouts.rewards import Asking, Reward, reward_model
 from ftlib.trainers.inputs import tokenizer_beside
 
-__all__ = ["AnyReward", "asking_of", "encode_prompts", "ids_of", "resolve_reward", "sampling_of"]
+__all__ = [
+    "AnyReward",
+    "asking_of",
+    "decoder_of",
+    "encode_prompts",
+    "ids_of",
+    "resolve_reward",
+    "sampling_of",
+]
 
 AnyReward = Reward | nn.Module | str | Path
 
@@ -119,6 +127,11 @@ def asking_of(config: PPOConfig) -> Asking:
         batch_size=config.reward_batch_size,
         max_drop_frac=config.max_drop_frac,
     )
+
+
+def decoder_of(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[Sequence[int]], str] | None:
+    """Token ids to text; None without a tokenizer."""
+    return None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids)))
 
 
 def resolve_reward(

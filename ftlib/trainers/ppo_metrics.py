@@ -10,8 +10,10 @@ import torch
 
 from ftlib.batches import Mean
 from ftlib.engine.engine import StepResult
+from ftlib.objectives.rollout_rows import Example
+from ftlib.trainers.ppo_steps import Moved
 
-__all__ = ["derived", "merged", "on_cpu", "speed"]
+__all__ = ["derived", "speed", "summary", "tokens_of"]
 
 SPREADS = ("score", "advantage", "return")
 ROUNDING = 2e-6  # a deviation below this share of the mean is the rounding of equal float32 numbers
@@ -43,32 +45,59 @@ def _variance(row: Mapping[str, float], name: str) -> float:
     return variance if variance > (ROUNDING * row[name]) ** 2 else 0.0
 
 
-def merged(
-    results: Sequence[StepResult],
-) -> tuple[list[StepResult], dict[str, Mean], dict[str, Mean]]:
-    """Optimiser steps as one: those that count, and the sums of their terms and metrics, on the CPU.
+def summary(steps: Sequence[Moved], told: Mapping[str, Mean], *, tokens: int, rate: float) -> StepResult:
+    """All minibatches of an update as one step.
 
     Steps left out because they were not finite count only where all were.
+
+    Args:
+        steps: one or more.
+        told: of the update as a whole; on the CPU.
+        tokens: of its rows.
+        rate: learning rate of a policy that stood still.
     """
-    counted = [result for result in results if not result.skipped] or list(results)
-    terms: dict[str, Mean] = {}
-    metrics: dict[str, Mean] = {}
-    for result in counted:
-        for sums, means in ((terms, result.terms), (metrics, result.metrics)):
-            for name, mean in means.items():
-                sums[name] = sums[name] + mean if name in sums else mean
-    return counted, _all_on_cpu(terms), _all_on_cpu(metrics)
+    every = [result for step in steps for result in step.results]
+    counted = [result for result in every if not result.skipped] or every
+    one, last = torch.ones(()), steps[-1]
+    nothing = Mean(torch.zeros(()), one)  # of a policy that stood still
+    metrics: dict[str, Mean] = {
+        **dict.fromkeys(("approx_kl", "clip_fraction", "ratio_deviation"), nothing),
+        **_added([result.metrics for result in counted]),
+        **told,
+        "first_ratio_deviation": _on_cpu(counted[0].metrics.get("ratio_deviation", nothing)),
+        "optimizer_steps": Mean(torch.tensor(float(len(steps))), one),
+    }
+    if last.critic is not None:
+        metrics["grad_norm_critic"] = Mean(torch.tensor(last.critic.grad_norm), one)
+    return StepResult(
+        _added([result.terms for result in counted]),
+        metrics,
+        0.0 if last.policy is None else last.policy.grad_norm,
+        tokens,
+        rate if last.policy is None else last.policy.learning_rate,
+        skipped=any(result.skipped for result in every),
+    )
 
 
-def on_cpu(mean: Mean) -> Mean:
-    """The mean where a row is written."""
+def _added(parts: Sequence[Mapping[str, Mean]]) -> dict[str, Mean]:
+    """Sums by name, on the CPU."""
+    sums: dict[str, Mean] = {}
+    for part in parts:
+        for name, mean in part.items():
+            own = _on_cpu(mean)
+            sums[name] = sums[name] + own if name in sums else own
+    return sums
+
+
+def _on_cpu(mean: Mean) -> Mean:
     return Mean(mean.sum.detach().cpu(), mean.count.detach().cpu())
+
+
+def tokens_of(rows: Sequence[Example]) -> int:
+    """Tokens of the rows, prompts included."""
+    return sum(int(row["length"]) for row in rows)
 
 
 def speed(tokens: float, started: float) -> Mean:
     """Tokens per second since `started`, a time of `perf_counter`."""
     return Mean(torch.tensor(float(tokens)), torch.tensor(perf_counter() - started))
-
-
-def _all_on_cpu(means: Mapping[str, Mean]) -> dict[str, Mean]:
-    return {name: on_cpu(mean) for name, mean in means.items()}
