@@ -179,14 +179,15 @@ class CheckpointStore:
 
     def _rotate(self, saved: Path) -> None:
         """Remove this run's checkpoints beyond the newest, the best, and the one resumed from."""
-        own: list[tuple[int, str, Path, bool]] = []
+        own: list[tuple[int, float, Path, bool]] = []
         for path in self.folder.glob(f"{PREFIX}*"):
             try:
                 manifest = read_manifest(path)
             except CheckpointError:  # not known to be ours
                 continue
             if manifest["run_id"] == self.run_id and not path.is_symlink():
-                own.append((manifest["step"], path.name, path, manifest.get("best") is True))
+                when = manifest.get("written", 0.0)
+                own.append((manifest["step"], when, path, manifest.get("best") is True))
         own.sort(reverse=True)
         kept = {saved, *(path for _, _, path, _ in own[: self.keep])}
         kept.update([path for _, _, path, best in own if best][:1])

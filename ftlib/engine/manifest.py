@@ -56,7 +56,8 @@ class Newest(NamedTuple):
 def newest_valid(folder: str | Path, *, prefer: Callable[[Mapping[str, Any]], bool] | None = None) -> Newest:
     """The newest checkpoint that passes every check, and why others were skipped.
 
-    Those that `prefer` is true for come first; then the run that was written to last; then the highest step.
+    Those that `prefer` is true for come first; then the run that was written to last; then the highest step;
+    of several of one step, the one written last.
 
     Args:
         folder: an output folder, of one run or several; one that does not exist holds no checkpoints.
@@ -77,9 +78,10 @@ def newest_valid(folder: str | Path, *, prefer: Callable[[Mapping[str, Any]], bo
         written[run] = max(written.get(run, 0.0), manifest.get("written", 0.0))
     runs = tuple(sorted(written, key=written.__getitem__, reverse=True))
 
-    def order(candidate: tuple[Path, dict[str, Any]]) -> tuple[bool, float, int, str]:
+    def order(candidate: tuple[Path, dict[str, Any]]) -> tuple[bool, float, int, float, str]:
         path, manifest = candidate
-        return prefer is None or prefer(manifest), written[manifest["run_id"]], manifest["step"], path.name
+        preferred, when = prefer is None or prefer(manifest), manifest.get("written", 0.0)
+        return preferred, written[manifest["run_id"]], manifest["step"], when, path.name
 
     for path, _ in sorted(found, key=order, reverse=True):
         try:

@@ -163,8 +163,13 @@ def _rollout(prompt: Prompt, row: Sampled, value: RewardOut, sampling: Sampling)
         token_rewards=value.token_rewards,
         sampler_logprobs=row.logprobs,
         sampling=sampling,
-        info={**value.info, "stop_reason": row.stop_reason, "version": row.version},
+        info={**_numbers(value), "stop_reason": row.stop_reason, "version": row.version},
     )
+
+
+def _numbers(value: RewardOut) -> dict[str, float]:
+    """What a reward told beside its worth, without tensors and numbers of other libraries."""
+    return {name: float(number) for name, number in value.info.items()}
 
 
 def _metrics(drawn: Sequence[Sampled], values: Sequence[RewardOut | None]) -> dict[str, Mean]:
@@ -177,8 +182,8 @@ def _metrics(drawn: Sequence[Sampled], values: Sequence[RewardOut | None]) -> di
         "score": [value.score for value in given if value.score is not None],
     }
     for value in given:
-        for name, number in value.info.items():
-            logged.setdefault(f"reward/{name}", []).append(float(number))
+        for name, number in _numbers(value).items():
+            logged.setdefault(f"reward/{name}", []).append(number)
     return {
         name: Mean(torch.tensor(sum(numbers)), torch.tensor(float(len(numbers))))
         for name, numbers in logged.items()

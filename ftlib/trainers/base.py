@@ -225,7 +225,8 @@ class Trainer(Boundaries):
         with self._run(resume, allow_changes):
             before = replace(self.boundary.counters)
             with suppress(Stopped):  # a step, or an evaluation, left for the next run
-                self._settle()  # what a stop left owing at this boundary
+                if self.boundary.phase is None:  # else that is due at the end of the step that was cut
+                    self._settle()  # what a stop left owing at this boundary
                 if self._done():
                     logger.warning(
                         "train: all %d planned steps are made, and none is left. To train on, make a new "
@@ -272,15 +273,14 @@ class Trainer(Boundaries):
     def _train_step(self) -> None:
         """The next step of the plan, and what it makes due."""
         began, cursor = time.perf_counter(), self.sampler.state_dict()
-        if cursor["offset"] == 0:
-            self.callbacks.dispatch("on_epoch_begin")
-        self.callbacks.dispatch("on_step_begin")
+        self._begin_step()
         try:
             self.learn([self.train_data[index] for index in self.sampler.next_batch()])
         except BaseException:
-            self.sampler.load_state_dict(cursor)  # its examples were not trained on
+            self.sampler.load_state_dict(cursor)  # its examples were not trained on, or not to the end
             raise
-        self.boundary.counters.seconds += time.perf_counter() - began
+        finally:
+            self.boundary.counters.seconds += time.perf_counter() - began
         self._tell_state()
         self._ask_for_the_planned()
         self.callbacks.dispatch("on_step_end")

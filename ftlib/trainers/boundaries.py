@@ -42,6 +42,16 @@ class Boundaries(TrainedModel):
         """The row of a step or of several, as it is logged."""
         return row
 
+    def _begin_step(self) -> None:
+        """Tell of it. What was asked for inside a step that a stop has cut stays due at its end."""
+        asked = () if self.boundary.phase is None else (*REQUESTS, "should_epoch_stop")
+        due = [request for request in asked if getattr(self.callbacks.control, request)]
+        if self.sampler.state_dict()["offset"] == 0:
+            self.callbacks.dispatch("on_epoch_begin")
+        self.callbacks.dispatch("on_step_begin")
+        for request in due:
+            setattr(self.callbacks.control, request, True)
+
     def _ask_for_the_planned(self) -> None:
         """After a step: what the plan has due."""
         step, config, control = self.boundary.counters.step, self.config, self.callbacks.control
@@ -49,7 +59,7 @@ class Boundaries(TrainedModel):
         control.should_evaluate |= _due(step, config.eval_steps)
         control.should_save |= _due(step, config.save_steps)
         self._ask_for_the_last()
-        self._epoch_ends = self.sampler.state_dict()["offset"] == 0
+        self._epoch_ends |= self.sampler.state_dict()["offset"] == 0
 
     def _ask_for_the_last(self) -> None:
         """The last step is always logged, and evaluated if any is; once."""
@@ -116,7 +126,7 @@ class Boundaries(TrainedModel):
     def _save(self, *, best: bool = False) -> None:
         control = self.callbacks.control
         control.should_save = False
-        if self.checkpoints.saved_step == self.boundary.counters.step and not best:
+        if self.checkpoints.saved == self.boundary.place and not best:
             return
         self.boundary.owing = [name for name in REQUESTS if getattr(control, name)]
         if self._epoch_ends or control.should_epoch_stop:
@@ -128,10 +138,12 @@ class Boundaries(TrainedModel):
 
     def _finish(self) -> None:
         self._save()
-        if self.config.load_best and self._set_best is not None:
-            self._set_best()
-        elif self.config.load_best and self.boundary.best["step"] is not None:
-            self.checkpoints.load_best(self.boundary.best["step"])
+        if self.config.load_best and self.boundary.best["step"] is not None:
+            if self._set_best is not None:
+                self._set_best()
+            else:
+                self.checkpoints.load_best(self.boundary.best["step"])
+            self.boundary.phase = None  # of other weights
         self.callbacks.dispatch("on_train_end")
 
     def _done(self) -> bool:

@@ -60,7 +60,7 @@ class Checkpoints:
         self.sampler = sampler
         self.callbacks = callbacks
         self.folder = None if engine.config.output_dir is None else Path(engine.config.output_dir)
-        self.saved_step: int | None = None  # of the last checkpoint written or resumed from
+        self.saved: tuple[int, int] | None = None  # place of the last checkpoint written or resumed from
         self._make_identity = identity
         self._identity: Mapping[str, Any] | None = None
         initial = InitialFactors(model)  # of an adapter that changed its base when it was attached
@@ -96,12 +96,12 @@ class Checkpoints:
         changed = bool(differences(manifest["config"], identity))
         boundary, remembered = snapshot.read(path, self.engine, self.sampler, self._parts(), changed=changed)
         self.callbacks.restore_states(remembered)
-        self._run_id, self._resumed_from, self.saved_step = manifest["run_id"], path, manifest["step"]
+        self._run_id, self._resumed_from, self.saved = manifest["run_id"], path, boundary.place
         logger.info("resuming run %s from %s at step %d", self._run_id, path, boundary.counters.step)
         return boundary
 
     def save(self, boundary: Boundary, *, best: bool = False) -> bool:
-        """Write a checkpoint of this step boundary. Every rank takes part.
+        """Write a checkpoint of where the run stands. Every rank takes part.
 
         Returns:
             Whether there is one now: not without a folder, nor where writing failed and
@@ -128,7 +128,7 @@ class Checkpoints:
         if told:
             logger.warning("no checkpoint of step %d, training goes on: %s", boundary.counters.step, told)
             return False
-        self.saved_step = boundary.counters.step
+        self.saved = boundary.place
         return True
 
     def _write(
@@ -158,7 +158,7 @@ class Checkpoints:
             boundary.counters.step,
             write,
             manifest={"config": self._settings(), "machine": machine(self.engine)},
-            expected_bytes=snapshot.expected_bytes(self.engine, parts),
+            expected_bytes=snapshot.expected_bytes(self.engine, parts, boundary.phase),
             best=best,
         )
         logger.info("saved %s", path)

@@ -9,8 +9,9 @@ The loss is `objectives.PPO`; its formulas are `losses.shape_rewards`, `gae`, `p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar, final
@@ -26,20 +27,19 @@ from ftlib.engine.config import TrainConfig
 from ftlib.engine.determinism import forked_rng, modes
 from ftlib.engine.engine import Engine, Stopped
 from ftlib.engine.ppo_config import PPOConfig
-from ftlib.errors import CapabilityError, ConfigError, ShapeError
+from ftlib.errors import CapabilityError, ConfigError
 from ftlib.losses import RunningMoments
 from ftlib.models.references import Kind, Reference, make_reference
 from ftlib.objectives import PPO, Objective
 from ftlib.objectives.rollout_rows import Example
 from ftlib.rollouts import Sampler, TransformersSampler
-from ftlib.rollouts.rewards import Reward
 from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter, check_ids
 from ftlib.trainers.options import checked_settings
 from ftlib.trainers.ppo_collect import Collector
 from ftlib.trainers.ppo_critic import CriticKind
 from ftlib.trainers.ppo_given import given_rollouts, mean_reward
-from ftlib.trainers.ppo_health import Health, agreement_of
+from ftlib.trainers.ppo_health import Health
 from ftlib.trainers.ppo_inputs import (
     AnyReward,
     asking_of,
@@ -48,15 +48,18 @@ from ftlib.trainers.ppo_inputs import (
     resolve_reward,
     sampling_of,
 )
-from ftlib.trainers.ppo_metrics import derived, speed, summary, tokens_of
+from ftlib.trainers.ppo_metrics import derived, speed, summary
 from ftlib.trainers.ppo_objective import SHARED, check_objective
+from ftlib.trainers.ppo_phase import Moved, Phase, scaled
 from ftlib.trainers.ppo_roles import Given, check_roles, make_learners, penalty_of
 from ftlib.trainers.ppo_samples import sample_table
-from ftlib.trainers.ppo_steps import Moved, minibatches, ptx_rows
+from ftlib.trainers.ppo_steps import minibatches, ptx_rows
 from ftlib.trainers.snapshot import Stateful
 from ftlib.trainers.trained import Examples
 
 __all__ = ["PPOTrainer"]
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -97,6 +100,8 @@ class PPOTrainer(Trainer):
 
     config: PPOConfig
     settings: ClassVar[type[TrainConfig]] = PPOConfig
+    _rollout_metrics: Mapping[str, Mean] = {}  # for the next update
+    _last: Sequence[Rollout] = ()  # rows of the last one
     no_predictions: ClassVar[str] = "expected a trainer of examples, got PPO. Use rollout(prompts)."
 
     def __init__(
@@ -149,11 +154,11 @@ class PPOTrainer(Trainer):
 
     def make_engine(self, objective: Objective) -> Engine:
         """The policy's engine and the other roles, all made of the weights the policy has now."""
-        config, given = self.config, self._given
-        check_roles(given, self.model, config, self.steps)
-        self.learners = make_learners(
+        config, given, model = self.config, self._given, self.model
+        check_roles(given, model, config, self.steps)
+        self.learners = learners = make_learners(
             given,
-            self.model,
+            model,
             objective,
             config,
             rollouts=self.steps,
@@ -161,18 +166,15 @@ class PPOTrainer(Trainer):
             before_update=lambda: self.callbacks.dispatch("on_pre_optimizer_step"),
             after_update=lambda: self.callbacks.dispatch("on_optimizer_step"),
         )
-        engine, self.critic = self.learners.engine, self.learners.critic
-        self.objective = self.learners.objective
+        engine, self.critic, self.objective = learners.engine, learners.critic, learners.objective
         # of the engine's own forward, so that it has the precision of the steps
         self.reference = make_reference(given.reference, engine.scorer, temperature=config.temperature)
-        self.reward: Reward = resolve_reward(
-            given.reward, self.model, self.tokenizer, trained=self.learners.models
-        )
+        self.reward = resolve_reward(given.reward, model, self.tokenizer, trained=learners.models)
         self._decode = decoder_of(self.tokenizer)
         self.sampling = sampling_of(config, self.model, self.tokenizer)
         self.collect = Collector(
             engine,
-            given.sampler or TransformersSampler(self.model, self.tokenizer, poll=self._poll),
+            given.sampler or TransformersSampler(model, self.tokenizer, poll=self._poll),
             self.reward,
             self.sampling,
             self._decode,
@@ -183,25 +185,25 @@ class PPOTrainer(Trainer):
         return engine
 
     def _poll(self) -> None:
-        """A stop may cut a rollout, of which nothing stays; never an update, which is all or nothing."""
+        """A stop may cut the sampling, of which nothing stays."""
         if self.engine.accelerator.num_processes == 1 and self._stops.asked:
             raise Stopped
 
     def stateful_parts(self) -> Mapping[str, Stateful]:
         """Reference, critic, controller, running moments, and what the warnings compare with."""
-        parts: dict[str, object] = {
-            "reference": self.reference,
-            "critic": self.critic,
-            "kl": self.kl,
-            "moments": self.moments,
-            "health": self.health,
-        }
+        parts = {name: getattr(self, name) for name in ("reference", "critic", "kl", "moments", "health")}
         return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
 
     # -- the algorithm -----------------------------------------------------------------------------
 
     def learn(self, rows: Examples) -> Mapping[str, Any]:
-        """One step of the plan."""
+        """One step of the plan, or what is left of one that a stop has cut."""
+        phase = self.boundary.phase
+        if phase is None:
+            return self.update(self.rollout(rows))
+        if phase.rollouts[0].sampling == self.sampling:
+            return self._improved(phase)
+        logger.warning("the settings of sampling changed: the rollouts that were kept are left out")
         return self.update(self.rollout(rows))
 
     def rollout(self, prompts: Any) -> list[Rollout]:
@@ -216,7 +218,7 @@ class PPOTrainer(Trainer):
         started = perf_counter()
         rows = self._encoded(prompts, "rollout")
         collected = self.collect(rows, iteration=self.iteration, version=self.iteration)
-        per_second = speed(float(collected.metrics["completion_tokens"].sum), started)
+        per_second = speed(float(collected.metrics["completion_tokens"].sum), perf_counter() - started)
         self._rollout_metrics = {**collected.metrics, "rollout_tokens_per_second": per_second}
         return collected.rollouts
 
@@ -229,32 +231,37 @@ class PPOTrainer(Trainer):
         Returns:
             The row that a run would log.
         """
-        if not rollouts:
-            raise ShapeError("PPOTrainer.update: expected at least one rollout, got none.")
         started = perf_counter()
         with self.learners.modes_kept():
             # 1. numbers that stay fixed during the update
             known, entropy = self.learners.read(rollouts, self.reference)
+        scores = [rollout.score for rollout in known if rollout.score is not None]
+        if self.config.scale_scores and scores:
+            self.moments.update(torch.tensor(scores))
+        told, self._rollout_metrics = {**self._rollout_metrics, "entropy": entropy}, {}
+        return self._improved(Phase(known, told, seconds=perf_counter() - started))
+
+    def _improved(self, phase: Phase) -> dict[str, float]:
+        """The rest of an update; a stop between two minibatches leaves what is left of it to the next run."""
+        started, self.boundary.phase = perf_counter() - phase.seconds, None
+        with self.learners.modes_kept():
             # 2. rewards, advantages, returns
-            prepared = self.objective.prepare(self._scaled(known), beta=self.kl.beta)
+            rollouts = scaled(phase.rollouts, self.moments) if self.config.scale_scores else phase.rollouts
+            prepared = self.objective.prepare(rollouts, beta=self.kl.beta)
             # 3. optimiser steps
-            steps = [self._step(rows) for rows in minibatches(prepared.rows, self.config, self.iteration)]
+            every = minibatches(prepared.rows, self.config, self.iteration)
+            for rows in islice(every, len(phase.moved), None):
+                if self._asked_to_stop():
+                    phase.seconds, self.boundary.phase = perf_counter() - started, phase
+                    raise Stopped
+                phase.moved.append(self._step(rows))
         # 4. what to tell, and the penalty of the next rollout
-        self._last, tokens = known, tokens_of(prepared.rows)
-        told = {
-            **self._rollout_metrics,
-            **prepared.metrics,
-            "reward": mean_reward(known),
-            "entropy": entropy,
-            **agreement_of(known),
-            "update_tokens_per_second": speed(tokens, started),
-            "beta": Mean(torch.tensor(self.kl.beta), torch.ones(())),
-        }
-        self._rollout_metrics = {}
+        self._last, phase.seconds = phase.rollouts, perf_counter() - started
+        rate = float(self.engine.optimizer.param_groups[0]["lr"])
+        result = summary(phase, prepared, beta=self.kl.beta, rate=rate)
         kl = prepared.metrics["kl"]
         self.kl.update(float(kl.value), int(kl.count))
-        rate = float(self.engine.optimizer.param_groups[0]["lr"])
-        row = self._count(summary(steps, told, tokens=tokens, rate=rate), len(known))
+        row = self._count(result, len(phase.rollouts))
         self.health.look(row)
         return row
 
@@ -292,36 +299,19 @@ class PPOTrainer(Trainer):
             response_ids=lambda text: self._needed_tokenizer().encode(text, add_special_tokens=False),
             decode=self._decode if self.sampling.stop_strings else None,
         )
-        dropped, rows = float(len(queries) - len(made)), float(len(queries))
-        self._rollout_metrics = {"dropped": Mean(torch.tensor(dropped), torch.tensor(rows))}
+        of_all = torch.tensor(float(len(queries)))
+        self._rollout_metrics = {"dropped": Mean(of_all - len(made), of_all)}
         return self.update(made)
-
-    # -- its steps ---------------------------------------------------------------------------------
 
     @property
     def iteration(self) -> int:
         """Updates made so far."""
         return self.boundary.counters.step
 
-    def _scaled(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
-        """Scores over their running standard deviation, where asked for; their mean stays."""
-        scored = [rollout.score for rollout in rollouts if rollout.score is not None]
-        if not self.config.scale_scores or not scored:
-            return rollouts
-        self.moments.update(torch.tensor(scored))
-        return [
-            rollout
-            if rollout.score is None
-            else replace(rollout, score=float(self.moments.scale(torch.tensor(rollout.score))))
-            for rollout in rollouts
-        ]
-
     def _step(self, rows: Sequence[Example]) -> Moved:
         warming = self.iteration < self.config.critic_warmup
         draw = (self.config.seed, self.engine.schedule.last_epoch, 7)
         return self.learners.step(rows, ptx_rows(self.ptx_data, len(rows), draw), warming=warming)
-
-    _rollout_metrics: Mapping[str, Mean] = {}
 
     def shown(self, row: dict[str, float]) -> dict[str, float]:
         """With explained variance and standard deviations in place of the squares they come from."""
@@ -334,8 +324,6 @@ class PPOTrainer(Trainer):
         In a notebook: ``pandas.DataFrame(trainer.samples)``.
         """
         return sample_table(self._last, self._decode)
-
-    _last: Sequence[Rollout] = ()
 
     # -- the model in use --------------------------------------------------------------------------
 

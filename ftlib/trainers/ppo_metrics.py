@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from time import perf_counter
 
 import torch
 
 from ftlib.batches import Mean
 from ftlib.engine.engine import StepResult
-from ftlib.objectives.rollout_rows import Example
-from ftlib.trainers.ppo_steps import Moved
+from ftlib.objectives.ppo import Prepared
+from ftlib.trainers.ppo_given import mean_reward
+from ftlib.trainers.ppo_health import agreement_of
+from ftlib.trainers.ppo_phase import Phase
 
-__all__ = ["derived", "speed", "summary", "tokens_of"]
+__all__ = ["derived", "speed", "summary"]
 
 SPREADS = ("score", "advantage", "return")
 ROUNDING = 2e-6  # a deviation below this share of the mean is the rounding of equal float32 numbers
@@ -45,27 +46,33 @@ def _variance(row: Mapping[str, float], name: str) -> float:
     return variance if variance > (ROUNDING * row[name]) ** 2 else 0.0
 
 
-def summary(steps: Sequence[Moved], told: Mapping[str, Mean], *, tokens: int, rate: float) -> StepResult:
-    """All minibatches of an update as one step.
+def summary(phase: Phase, prepared: Prepared, *, beta: float, rate: float) -> StepResult:
+    """All minibatches of an update as one step, with what is told of the update as a whole.
 
     Steps left out because they were not finite count only where all were.
 
     Args:
-        steps: one or more.
-        told: of the update as a whole; on the CPU.
-        tokens: of its rows.
+        phase: at its end.
+        prepared: what it trained on.
+        beta: strength of its penalty.
         rate: learning rate of a policy that stood still.
     """
-    every = [result for step in steps for result in step.results]
+    every = [result for moved in phase.moved for result in moved.results]
     counted = [result for result in every if not result.skipped] or every
-    one, last = torch.ones(()), steps[-1]
+    one, last = torch.ones(()), phase.moved[-1]
     nothing = Mean(torch.zeros(()), one)  # of a policy that stood still
+    tokens = sum(int(row["length"]) for row in prepared.rows)  # prompts included
     metrics: dict[str, Mean] = {
         **dict.fromkeys(("approx_kl", "clip_fraction", "ratio_deviation"), nothing),
         **_added([result.metrics for result in counted]),
-        **told,
+        **phase.told,
+        **prepared.metrics,
+        "reward": mean_reward(phase.rollouts),
+        **agreement_of(phase.rollouts),
+        "update_tokens_per_second": speed(tokens, phase.seconds),
+        "beta": Mean(torch.tensor(beta), one),
         "first_ratio_deviation": _on_cpu(counted[0].metrics.get("ratio_deviation", nothing)),
-        "optimizer_steps": Mean(torch.tensor(float(len(steps))), one),
+        "optimizer_steps": Mean(torch.tensor(float(len(phase.moved))), one),
     }
     if last.critic is not None:
         metrics["grad_norm_critic"] = Mean(torch.tensor(last.critic.grad_norm), one)
@@ -93,11 +100,6 @@ def _on_cpu(mean: Mean) -> Mean:
     return Mean(mean.sum.detach().cpu(), mean.count.detach().cpu())
 
 
-def tokens_of(rows: Sequence[Example]) -> int:
-    """Tokens of the rows, prompts included."""
-    return sum(int(row["length"]) for row in rows)
-
-
-def speed(tokens: float, started: float) -> Mean:
-    """Tokens per second since `started`, a time of `perf_counter`."""
-    return Mean(torch.tensor(float(tokens)), torch.tensor(perf_counter() - started))
+def speed(tokens: float, seconds: float) -> Mean:
+    """Tokens per second."""
+    return Mean(torch.tensor(float(tokens)), torch.tensor(seconds))

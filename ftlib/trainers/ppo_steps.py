@@ -19,16 +19,18 @@ from torch import nn
 
 from ftlib.batches import Mean, Rollout
 from ftlib.engine.determinism import modes
-from ftlib.engine.engine import Engine, StepResult
+from ftlib.engine.engine import Engine
 from ftlib.engine.ppo_config import PPOConfig
+from ftlib.errors import ShapeError
 from ftlib.models.modes import no_dropout
 from ftlib.models.references import Reference
 from ftlib.objectives import PPO
 from ftlib.objectives.rollout_rows import Example, examples, ptx_row
 from ftlib.objectives.rollout_scoring import read_rollouts
 from ftlib.trainers.ppo_critic import OwnCritic
+from ftlib.trainers.ppo_phase import Moved
 
-__all__ = ["Learners", "Moved", "minibatches", "ptx_rows"]
+__all__ = ["Learners", "minibatches", "ptx_rows"]
 
 
 def minibatches(rows: Sequence[Example], config: PPOConfig, iteration: int) -> Iterator[list[Example]]:
@@ -55,25 +57,6 @@ def ptx_rows(data: Any, count: int, draw: tuple[int, ...]) -> list[Example]:
         return []
     indices = np.random.default_rng(draw).integers(len(data), size=count)
     return [ptx_row(data[index]) for index in indices.tolist()]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Moved:
-    """What one minibatch did.
-
-    Args:
-        policy: its step, in which a critic on its trunk learns too; None where it stood still.
-        critic: the step of a critic with a model of its own; None without one.
-    """
-
-    policy: StepResult | None
-    critic: StepResult | None
-
-    @property
-    def results(self) -> list[StepResult]:
-        """The steps that were made."""
-        return [result for result in (self.policy, self.critic) if result is not None]
 
 
 @final
@@ -107,6 +90,8 @@ class Learners:
     @torch.no_grad()
     def read(self, rollouts: Sequence[Rollout], reference: Reference | None) -> tuple[list[Rollout], Mean]:
         """Rollouts with the numbers that stay fixed in their update, and the entropy; see `read_rollouts`."""
+        if not rollouts:
+            raise ShapeError("PPOTrainer.update: expected at least one rollout, got none.")
         self.engine.scorer.train()
         return read_rollouts(
             rollouts,

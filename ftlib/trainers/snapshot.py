@@ -1,4 +1,4 @@
-"""A trainer's state to a checkpoint folder and back, always that of a step boundary.
+"""A trainer's state to a checkpoint folder and back: that of a step boundary, or inside an update of PPO.
 
 | file | content |
 |---|---|
@@ -8,6 +8,7 @@
 | ``rng.safetensors`` | generator states of every rank |
 | ``parts.safetensors`` | tensors of what else the trainer names, such as a moving reference |
 | ``state.json`` | counters, cursor, schedule, open log window, history, callbacks, those parts' values |
+| ``rollouts.safetensors``, ``rollouts.json`` | rows of an update that a stop has cut, and its progress |
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ftlib.engine.files import load_state, load_tensors, save_state, save_tensor
 from ftlib.engine.optimizer_state import flatten_optimizer, restore_optimizer
 from ftlib.engine.window import LogWindow
 from ftlib.models.sharding import whole_tensors
+from ftlib.trainers.ppo_phase import Phase
 
 __all__ = [
     "Boundary",
@@ -88,7 +90,9 @@ class Boundary:
         window: the steps since the last logged row.
         history: the rows logged.
         best: the best evaluation: its metric and step.
-        owing: what is still to do at this boundary: requests of `TrainerControl`, and "on_epoch_end".
+        owing: what is still to do at this boundary: requests of `TrainerControl`, and "on_epoch_end". Of a
+            cut update, what is to do at its end.
+        phase: an update that a stop has cut; None between two.
     """
 
     counters: Counters = field(default_factory=Counters)
@@ -96,6 +100,12 @@ class Boundary:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=lambda: {"metric": None, "step": None})
     owing: list[str] = field(default_factory=list)
+    phase: Phase | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Steps made, and minibatches of the update that was cut; -1 between two."""
+        return self.counters.step, -1 if self.phase is None else len(self.phase.moved)
 
 
 @final
@@ -171,6 +181,8 @@ def write(
         "parts": values,
     }
     save_state(folder / "state.json", state)
+    if boundary.phase is not None:
+        boundary.phase.write(folder)
 
 
 def read(
@@ -209,6 +221,7 @@ def read(
         state["history"],
         state["best"],
         state["owing"],
+        Phase.read(folder),
     )
     return boundary, state["callbacks"]
 
@@ -279,12 +292,13 @@ def kept_weights(engine: Engine, parts: Mapping[str, Stateful]) -> Callable[[], 
     return restore
 
 
-def expected_bytes(engine: Engine, parts: Mapping[str, Stateful]) -> int:
-    """About how much a checkpoint takes: exported weights, masters and two moments each, other parts."""
+def expected_bytes(engine: Engine, parts: Mapping[str, Stateful], phase: Phase | None) -> int:
+    """About how much a checkpoint takes: exported weights, masters and two moments each, parts, rollouts."""
     trained = sum(weight.numel() * weight.element_size() for weight in engine.masters.named.values())
     exported = sum(weight.numel() * weight.element_size() for weight in engine.masters.weights.values())
     others = sum(tensor.numel() * tensor.element_size() for tensor in _state_of(parts)[0].values())
-    return exported + 3 * trained + others + 2**20
+    rollouts = 0 if phase is None else phase.nbytes
+    return exported + 3 * trained + others + rollouts + 2**20
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""PPO stopped and resumed is PPO uninterrupted, bit for bit; a stop never cuts an update (P18)."""
+"""PPO stopped and resumed is PPO uninterrupted, bit for bit, inside an update too (P18)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from ftlib.errors import CheckpointError
 from ftlib.models.references import FrozenCopy, Snapshot
 from ftlib.trainers import PPOTrainer, TrainResult, snapshot
+from ftlib.trainers.ppo_phase import Phase
 from tests.models.policies import train as move
 from tests.trainers.ppo_tiny import by_tokens, ppo, prompts, weights
 from tests.trainers.tiny import At, without_clock
@@ -129,23 +131,121 @@ def test_stopped_in_memory_and_trained_again_is_the_same_run():
     assert_same_state(state_of(trainer), state_of(expected))
 
 
-def test_a_stop_in_an_update_waits_for_its_end(tmp_path):
-    """What a checkpoint holds is a whole number of updates."""
-    expected, _ = run(None)
-    trainer = ppo(output_dir=tmp_path, **OPTIONS)
-    steps = []
+def stopped_after(trainer: PPOTrainer, minibatches: int) -> TrainResult:
+    """Train on, and stop after so many minibatches, all in one update or over several."""
+    step, made = trainer._step, []
 
-    def count_and_stop(control: object) -> None:
-        steps.append(trainer.iteration)
-        if len(steps) == 6:  # the second of the second update
+    def counted(rows: Any) -> Any:
+        made.append(step(rows))
+        if len(made) == minibatches:
             trainer.stop()
+        return made[-1]
 
-    for step in range(UPDATES):
-        trainer.add_callback(At("on_optimizer_step", step, count_and_stop))
+    trainer._step = counted  # type: ignore[method-assign]
+    return trainer.train(resume=trainer.config.output_dir is not None)
+
+
+@pytest.mark.parametrize("way", ["head", "critic of its own", "pre-training text"])
+def test_stopped_at_every_optimiser_step_and_continued_is_the_same_run(tmp_path, way):
+    """F3, P18: no prompt is completed twice, no reward asked for twice, of rollouts that are kept."""
+    asked: list[int] = []
+
+    def counted(prompts: Any, completions: Any, *, completion_ids: list[list[int]]) -> list[float]:
+        asked.append(len(completions))
+        return by_tokens(prompts, completions, completion_ids=completion_ids)
+
+    options = {"max_steps": 3, "critic_warmup": 1, "reward": counted} | WAYS[way]
+    expected, whole = run(None, **options)
+    once, stops = list(asked), 0
+    asked.clear()
+    while True:
+        trainer = ppo(output_dir=tmp_path, **(OPTIONS | options))
+        if stops:  # from then on, its weights are those of the checkpoint
+            move(trainer.model)
+        result = stopped_after(trainer, 1)
+        if result.stopped_by is None:
+            break
+        stops += 1
+    assert stops >= 3 * 4 - 1  # two epochs of two minibatches in each of three updates
+    assert asked == once
+    assert without_clock(result.history) == without_clock(whole.history)
+    assert_same_state(state_of(trainer), state_of(expected))
+
+
+def test_stopped_inside_updates_in_memory_and_trained_again_is_the_same_run():
+    expected, whole = run(None)
+    trainer = ppo(**OPTIONS)
+    result = stopped_after(trainer, 3)
+    assert (result.stopped_by, result.metrics["steps"]) == ("stop()", 0)
     result = trainer.train()
-    assert (result.stopped_by, result.metrics["steps"], len(steps)) == ("stop()", 2, 8)
-    resumed, _ = run(tmp_path, resume=True)
-    assert_same_state(state_of(resumed), state_of(expected))
+    assert without_clock(result.history) == without_clock(whole.history)
+    assert_same_state(state_of(trainer), state_of(expected))
+
+
+def test_a_cut_update_is_resumed_from_its_rollouts_and_no_others(tmp_path):
+    """The negative control: without the kept rows, or with another score, it is another run."""
+    expected, _ = run(None)
+    stopped_after(ppo(output_dir=tmp_path, **OPTIONS), 3)
+    [folder] = tmp_path.glob("checkpoint-*")
+    phase = Phase.read(folder)
+    assert phase is not None
+    assert (len(phase.moved), len(phase.rollouts)) == (3, 8)
+
+    def resumed(rollouts: list[Any] | None) -> dict[str, torch.Tensor]:
+        trainer = ppo(**OPTIONS)
+        boundary = trainer.checkpoints.resume(folder, ())
+        assert boundary is not None
+        trainer.checkpoints.resume = lambda which, changes: boundary  # type: ignore[method-assign]
+        boundary.phase = None if rollouts is None else Phase(rollouts, phase.told, phase.moved)
+        trainer.train(resume=folder)
+        return weights(trainer)
+
+    ours = weights(expected)
+    other = [replace(phase.rollouts[0], score=-1.0), *phase.rollouts[1:]]
+    for rollouts, same in ((phase.rollouts, True), (None, False), (other, False)):
+        found = resumed(rollouts)
+        assert all(torch.equal(found[name], value) for name, value in ours.items()) is same
+
+
+def test_what_callbacks_ask_for_in_an_update_that_is_cut_is_done_at_its_end(tmp_path):
+    def asking(trainer: PPOTrainer) -> PPOTrainer:
+        def ask(control: Any) -> None:
+            control.should_evaluate = control.should_log = control.should_epoch_stop = True
+
+        trainer.add_callback(At("on_optimizer_step", 1, ask))
+        return trainer
+
+    options = OPTIONS | {"eval_prompts": prompts(2), "log_steps": 10}
+    whole = asking(ppo(**options)).train()
+    assert any("eval_loss" in row for row in whole.history)  # the control
+    stopped_after(asking(ppo(output_dir=tmp_path, **options)), 6)
+    found = ppo(output_dir=tmp_path, **options).train(resume=True)
+    assert without_clock(found.history) == without_clock(whole.history)
+
+
+def test_rollouts_of_other_settings_are_left_out_and_that_is_told(tmp_path, caplog):
+    stopped_after(ppo(output_dir=tmp_path, **OPTIONS), 3)
+    [folder] = tmp_path.glob("checkpoint-*")
+    trainer = ppo(**(OPTIONS | {"temperature": 0.9}))
+    with caplog.at_level("WARNING"):
+        trainer.train(resume=folder, allow_changes=["temperature", "objective.temperature"])
+    assert "the settings of sampling changed" in caplog.text
+
+
+def test_a_checkpoint_inside_an_update_holds_its_rollouts_bit_for_bit(tmp_path):
+    trainer = ppo(**OPTIONS)
+    stopped_after(trainer, 2)
+    phase = trainer.boundary.phase
+    assert phase is not None
+    phase.write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"rollouts.safetensors", "rollouts.json"}
+    found = Phase.read(tmp_path)
+    assert found is not None
+    for ours, theirs in zip(phase.rollouts, found.rollouts, strict=True):
+        for name, value in vars(ours).items():
+            other = getattr(theirs, name)
+            same = torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
+            assert same, name
 
 
 def test_a_stop_while_sampling_leaves_the_rollout_to_the_next_run(tmp_path):
@@ -201,10 +301,11 @@ def test_other_settings_are_refused(tmp_path):
         ppo(**(OPTIONS | {"kl_target": 0.7})).train(resume=tmp_path / "checkpoint-00000002")
 
 
-def test_a_checkpoint_holds_no_rollouts(tmp_path):
+def test_a_checkpoint_between_two_updates_holds_no_rollouts(tmp_path):
     """It is that of a boundary: weights, moments, parts and counters."""
     run(tmp_path, callbacks=[stop_at(1)])
     [folder] = tmp_path.glob("checkpoint-*")
     assert {path.name for path in folder.iterdir()} >= {"parts.safetensors", "train_state.safetensors"}
+    assert not list(folder.glob("rollouts.*"))
     parts = snapshot.load_state(folder / "state.json")["parts"]
     assert parts.keys() == {"reference", "kl", "moments", "health"}
