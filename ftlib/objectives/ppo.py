@@ -191,7 +191,8 @@ class PPO:
         if self.whiten_advantages:
             advantages_BL = whiten(advantages_BL, mask_BL, reduce=reduce)
         # 3. one row per rollout
-        importance_BL = self._importance(rollouts, rows)
+        ratio_BL = policy_ratio(rows.old_BL, rows.sampler_BL, rows.mask_BL)
+        importance_BL = ratio_BL.clamp(max=MAX_IMPORTANCE)  # of a sampler that was warped; one elsewhere
         made = [
             to_row(
                 rollout,
@@ -241,16 +242,6 @@ class PPO:
             )
         values_B = torch.tensor([rollout.end_value or 0.0 for rollout in rollouts])
         return values_B * (~finished_B).float()
-
-    def _importance(self, rollouts: Sequence[Rollout], rows: Rows) -> Tensor:
-        """What corrects for a sampler whose distribution was warped; one elsewhere."""
-        weights_BL = torch.ones_like(rows.old_BL)
-        for i, rollout in enumerate(rollouts):
-            if rollout.sampler_logprobs is not None and rollout.sampling.warped:
-                n = len(rollout.completion_ids)
-                ratio_L = policy_ratio(rows.old_BL[i, :n], rollout.sampler_logprobs, rollout.mask)
-                weights_BL[i, :n] = ratio_L.clamp(max=MAX_IMPORTANCE)
-        return weights_BL
 
     # -- the loss --------------------------------------------------------------------------------
 

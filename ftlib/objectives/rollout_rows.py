@@ -68,6 +68,7 @@ class Rows:
     mask_BL: Tensor
     old_BL: Tensor
     ref_BL: Tensor
+    sampler_BL: Tensor  # where it was warped; `old_BL` elsewhere
     values_BL: Tensor
     token_rewards_BL: Tensor
 
@@ -91,6 +92,10 @@ class Rows:
             "old_BL": [rollout.old_logprobs for rollout in rollouts],
             "ref_BL": [
                 rollout.old_logprobs if rollout.ref_logprobs is None else rollout.ref_logprobs
+                for rollout in rollouts
+            ],
+            "sampler_BL": [
+                rollout.sampler_logprobs if rollout.sampling.warped else rollout.old_logprobs
                 for rollout in rollouts
             ],
             "values_BL": [rollout.values for rollout in rollouts],
