@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         transforms,
     )
     from ftlib.engine import PPOConfig, TrainConfig
-    from ftlib.evaluation import plots
+    from ftlib.evaluation import compare, plots
     from ftlib.models import demo_model, forward, load
     from ftlib.rollouts import rewards
     from ftlib.rollouts.rewards import RewardOut
@@ -54,6 +54,7 @@ _PLACES = {
     "TrainConfig": "ftlib.engine",
     "TrainResult": "ftlib.trainers",
     "collate": "ftlib.data",
+    "compare": "ftlib.evaluation",
     "decontaminate": "ftlib.data",
     "deduplicate": "ftlib.data",
     "demo_model": "ftlib.models",
@@ -86,6 +87,7 @@ __all__ = [
     "TrainResult",
     "adapters",
     "collate",
+    "compare",
     "decontaminate",
     "deduplicate",
     "demo_model",

@@ -20,7 +20,7 @@ from ftlib.data.examples import Example
 from ftlib.data.stops import stop_is_trained
 from ftlib.data.tokens import TokenBackend
 
-__all__ = ["Preview", "PreviewRow", "preview_row"]
+__all__ = ["Preview", "PreviewRow", "preview_row", "visible"]
 
 _RESET = "\x1b[0m"
 _GREENS = (22, 28, 34)  # of the 256 terminal colours, darker for smaller loss weights
@@ -119,7 +119,7 @@ class Preview:
 
     def _joined(self, mark: Any) -> str:
         def marked(spans: Spans) -> str:
-            shown = ((_visible(text), weight) for text, weight in spans)
+            shown = ((visible(text), weight) for text, weight in spans)
             return "".join(mark(text, weight) if weight > 0 else text for text, weight in shown)
 
         return "\n\n".join(
@@ -212,7 +212,7 @@ def _coloured(text: str, weight: float) -> str:
 
 def _html(spans: Spans) -> Iterator[str]:
     for text, weight in spans:
-        shown = html.escape(_visible(text))
+        shown = html.escape(visible(text))
         if weight > 0:
             yield f"<span title='weight {weight:g}' style='{_trained_style(weight)}'>{shown}</span>"
         else:
@@ -224,5 +224,6 @@ def _trained_style(weight: float) -> str:
     return f"background:rgba(60,160,80,{alpha:.2f});text-decoration:underline"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """The text with characters by name that would steer a terminal or turn the direction of reading."""
     return _STEERING.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)

@@ -3,6 +3,7 @@
 from ftlib.evaluation import plots
 from ftlib.evaluation.calibration import fit_temperature, probabilities
 from ftlib.evaluation.cloze import ClozeClassifier, ClozeEnsemble, find_words
+from ftlib.evaluation.comparison import Comparison, compare
 from ftlib.evaluation.generation import decode, generate
 from ftlib.evaluation.outcomes import Outcomes, class_report, classification_metrics
 from ftlib.evaluation.pairs import ScoredAnswers, pair_metrics
@@ -11,10 +12,12 @@ from ftlib.evaluation.perplexity import perplexity
 __all__ = [
     "ClozeClassifier",
     "ClozeEnsemble",
+    "Comparison",
     "Outcomes",
     "ScoredAnswers",
     "class_report",
     "classification_metrics",
+    "compare",
     "decode",
     "find_words",
     "fit_temperature",
