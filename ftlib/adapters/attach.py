@@ -28,6 +28,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from peft.utils.peft_types import PeftType
 from safetensors import safe_open
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
@@ -58,15 +59,25 @@ from ftlib.adapters.stacked import (
     require_one_level,
     train_beneath,
 )
+from ftlib.adapters.targets import require_modules
 from ftlib.adapters.task import SCORE, fit_task, score_head
 from ftlib.adapters.tokens import fit_new_tokens, grow_for_tokens, load_rows, read_rows_here
 from ftlib.adapters.vetting import WEIGHTS, check_adapter
 from ftlib.adapters.virtual_classifier import place_virtual_tokens
+from ftlib.checks import Wanted, check
 from ftlib.errors import CapabilityError, ConfigError
 
-__all__ = ["attach", "load_adapter", "merge", "model_capabilities"]
+__all__ = ["attach", "load_adapter", "merge", "model_capabilities", "require_model"]
 
 AnyModel = PreTrainedModel | PeftModel
+MODEL = Wanted("a transformers model or a peft model", lambda value: isinstance(value, nn.Module))
+ADAPTER = Wanted(
+    "what ftlib.adapters makes, a peft.PeftConfig, or a saved adapter's folder",
+    lambda value: isinstance(value, Adapter | PeftConfig),
+)
+NAME = Wanted(
+    "a word without dots", lambda value: isinstance(value, str) and bool(value) and "." not in value
+)
 
 
 def attach(
@@ -89,17 +100,20 @@ def attach(
         The model to train: `model` itself for `full()`, else a `PeftModel` around it.
 
     Raises:
-        ConfigError: the name is taken, or a text to start from without a tokenizer.
+        ConfigError: the name is taken or no name, modules that are not there, or a text to start from without
+            a tokenizer.
         CapabilityError: `full()` on a model that already has adapters, an adapter of a score head on a
             language model, one that writes into a base which another model shares, adapters of two kinds of
             which one would be frozen silently, or `stack()` beside any other adapter.
 
     See `load_adapter` for what a folder may raise.
     """
+    require_model("attach", model)
     if isinstance(adapter, str | Path):
         return load_adapter(model, adapter, name=name)
-    if isinstance(adapter, PeftConfig):
-        adapter = Adapter.of(adapter)
+    check("attach", {"adapter": (adapter, ADAPTER), "name": (name, NAME)})
+    own = isinstance(adapter, Adapter)
+    adapter = adapter if isinstance(adapter, Adapter) else Adapter.of(adapter)
     require_unshared(model, adapter.config)
     if adapter.config is None:
         if isinstance(model, PeftModel):
@@ -109,6 +123,8 @@ def attach(
             )
         require_trainable(model)
         return model.requires_grad_(True)
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    require_modules(adapter.config, inner, strict=own)
     config = _bound_copy(model, adapter.config)
     fit_eva(config, adapter.data)
     fit_new_tokens(config, model)
@@ -266,6 +282,7 @@ def merge(model: AnyModel) -> PreTrainedModel:
     Raises:
         CapabilityError: the adapter cannot be merged.
     """
+    require_model("merge", model)
     if not isinstance(model, PeftModel):
         return dequantised(model) if is_quantised(model) else model
     if not model_capabilities(model).mergeable:
@@ -280,6 +297,15 @@ def merge(model: AnyModel) -> PreTrainedModel:
     merged = cast(PreTrainedModel, model.merge_and_unload())
     set_normalisation(merged, scale)
     return merged
+
+
+def require_model(where: str, model: object) -> None:
+    """Refuse what is no model before something is asked of it.
+
+    Raises:
+        ConfigError: the message begins with `where`.
+    """
+    check(where, {"model": (model, MODEL)})
 
 
 def _put_in_place(model: PeftModel) -> None:

@@ -20,8 +20,10 @@ from transformers import PreTrainedModel
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.structure import find_projections, shortest_names
+from ftlib.adapters.targets import targets_or
 from ftlib.adapters.tokens import with_new_tokens
-from ftlib.errors import CapabilityError, ConfigError
+from ftlib.checks import check
+from ftlib.errors import CapabilityError
 
 __all__ = ["fit_ia3", "ia3"]
 
@@ -42,8 +44,7 @@ def ia3(*, targets: str | Sequence[str] = "auto", new_tokens: Sequence[int] | No
         >>> ia3().capabilities.identity_init
         True
     """
-    if not targets:
-        raise ConfigError("ia3: expected 'auto', names of modules or a regular expression, got none.")
+    check("ia3", {"targets": (targets, targets_or("auto"))})
     named = None if targets == "auto" else targets if isinstance(targets, str) else list(targets)
     # peft refuses names of one kind without the other, so both wait until the model is there
     config = IA3Config(task_type="CAUSAL_LM", target_modules=named, feedforward_modules=None)

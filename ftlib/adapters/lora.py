@@ -19,7 +19,9 @@ from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.eva import RHO
 from ftlib.adapters.fused import fuse
+from ftlib.adapters.targets import MODULES, targets_or
 from ftlib.adapters.tokens import with_new_tokens
+from ftlib.checks import COUNT, SWITCH, TEXT, check, number
 from ftlib.errors import ConfigError
 
 __all__ = ["LoraInit", "lora"]
@@ -65,10 +67,19 @@ def lora(
         >>> lora(r=8).config.lora_alpha
         16
     """
-    if r < 1:
-        raise ConfigError(f"lora: expected a rank r >= 1, got {r}.")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"lora: expected dropout in [0, 1), got {dropout}.")
+    check(
+        "lora",
+        {
+            "r": (r, COUNT),
+            "alpha": (alpha, number(above=0).or_none),
+            "dropout": (dropout, number(0, below=1)),
+            "targets": (targets, targets_or("all-linear")),
+            "modules_to_save": (modules_to_save, MODULES.or_none),
+            "init": (init, TEXT),
+            "rslora": (rslora, SWITCH),
+            "dora": (dora, SWITCH),
+        },
+    )
     if init not in get_args(LoraInit) and not _RANDOMISED.fullmatch(init):
         raise ConfigError(
             f"lora: expected init to be one of {[*get_args(LoraInit), 'pissa_niter_<rounds>']}, got "

@@ -10,14 +10,14 @@ Source: Liu et al. 2021 (arXiv:2103.10385), section 3.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from peft import PromptEncoderConfig
 
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.tokens import with_new_tokens
-from ftlib.errors import ConfigError
+from ftlib.checks import COUNT, check, one_of
 
 __all__ = ["Encoder", "p_tuning"]
 
@@ -47,14 +47,10 @@ def p_tuning(
         >>> p_tuning(8, encoder="mlp").capabilities.learning_rate
         0.001
     """
-    if tokens < 1:
-        raise ConfigError(f"p_tuning: expected tokens >= 1, got {tokens}.")
-    if encoder not in get_args(Encoder):
-        raise ConfigError(
-            f"p_tuning: expected encoder to be one of {list(get_args(Encoder))}, got {encoder!r}."
-        )
-    if hidden is not None and hidden < 1:
-        raise ConfigError(f"p_tuning: expected hidden >= 1, got {hidden}.")
+    check(
+        "p_tuning",
+        {"tokens": (tokens, COUNT), "encoder": (encoder, one_of(Encoder)), "hidden": (hidden, COUNT.or_none)},
+    )
     config = PromptEncoderConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=tokens,

@@ -11,7 +11,7 @@ Source: Li and Liang 2021 (arXiv:2101.00190), section 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from peft import PrefixTuningConfig
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.soft import SoftStart
 from ftlib.adapters.tokens import with_new_tokens
+from ftlib.checks import COUNT, SWITCH, TEXT, check, one_of
 from ftlib.errors import ConfigError
 
 __all__ = ["PrefixInit", "prefix"]
@@ -57,12 +58,18 @@ def prefix(
         >>> prefix(8).capabilities.needs_cache
         True
     """
-    if tokens < 1:
-        raise ConfigError(f"prefix: expected tokens >= 1, got {tokens}.")
-    if init not in get_args(PrefixInit):
-        raise ConfigError(f"prefix: expected init to be one of {list(get_args(PrefixInit))}, got {init!r}.")
-    if hidden is not None and (hidden < 1 or not projection):
-        raise ConfigError(f"prefix: expected hidden >= 1 with projection=True, got {hidden}, {projection=}.")
+    check(
+        "prefix",
+        {
+            "tokens": (tokens, COUNT),
+            "projection": (projection, SWITCH),
+            "hidden": (hidden, COUNT.or_none),
+            "init": (init, one_of(PrefixInit)),
+            "text": (text, TEXT.or_none),
+        },
+    )
+    if hidden is not None and not projection:
+        raise ConfigError("prefix: hidden has no effect without projection=True. Give both.")
     if projection and init != "random":
         raise ConfigError(
             f"prefix: expected init='random' with projection=True, got {init!r}: a network cannot be made to "

@@ -8,7 +8,6 @@ Source: Lester et al. 2021 (arXiv:2104.08691).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 from peft import PromptTuningConfig
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,7 @@ from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import capabilities_of
 from ftlib.adapters.soft import SoftStart, Start
 from ftlib.adapters.tokens import with_new_tokens
-from ftlib.errors import ConfigError
+from ftlib.checks import COUNT, TEXT, check, listed, one_of
 
 __all__ = ["prompt"]
 
@@ -49,10 +48,15 @@ def prompt(
         >>> prompt(8).capabilities.adds_positions
         8
     """
-    if tokens < 1:
-        raise ConfigError(f"prompt: expected tokens >= 1, got {tokens}.")
-    if init not in get_args(Start):
-        raise ConfigError(f"prompt: expected init to be one of {list(get_args(Start))}, got {init!r}.")
+    check(
+        "prompt",
+        {
+            "tokens": (tokens, COUNT),
+            "init": (init, one_of(Start)),
+            "text": (text, TEXT.or_none),
+            "labels": (labels, listed("texts", TEXT.holds).or_none),
+        },
+    )
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
     with_new_tokens(config, new_tokens, "prompt")
     start = SoftStart(init, text, tuple(labels or ()), tokenizer)

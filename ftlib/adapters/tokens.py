@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlib.adapters.vetting import NEW_TOKENS, WEIGHTS, part_beside, part_files, read_json
+from ftlib.checks import NATURAL, listed
 from ftlib.errors import CheckpointError, ConfigError
 
 __all__ = [
@@ -59,7 +60,7 @@ def with_new_tokens(config: PeftConfig, ids: Sequence[int] | None, adapter: str)
     """
     if ids is None:
         return
-    if not (ids and all(type(one) is int for one in ids)):
+    if not listed("ids", NATURAL.holds, least=1).holds(ids):
         raise ConfigError(
             f"{adapter}: expected new_tokens as ids, got {ids!r:.60}. Look them up: "
             "tokenizer.convert_tokens_to_ids(words)."

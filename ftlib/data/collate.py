@@ -6,7 +6,7 @@ continuation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ def group(row: Mapping[str, Any]) -> Group:
     Raises:
         ShapeError: the row lacks a column of encoded data, or an extra has another length.
     """
+    if not isinstance(row, Mapping):
+        raise ShapeError(f"collate: expected encoded rows, got {row!r:.80}. Encode records first.")
     missing = [name for name in _FIELDS if name not in row]
     if missing:
         raise ShapeError(
@@ -76,6 +78,8 @@ def collate(examples: Sequence[Mapping[str, Any] | Group], *, score_all: bool = 
     Raises:
         ShapeError: no examples, parts whose lengths differ, or extras that not every example has.
     """
+    if not isinstance(examples, Iterable):
+        raise ShapeError(f"collate: expected a list of encoded examples, got {examples!r:.80}.")
     groups = [example if isinstance(example, Group) else group(example) for example in examples]
     if not groups:
         raise ShapeError("collate: expected at least one example, got none.")

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, final
 
 from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from ftlib.checks import COUNT, NATURAL, Wanted, one_of
+from ftlib.checks import check as check_options
 from ftlib.data import audit, formatters
 from ftlib.data.cloze import Cloze
 from ftlib.data.environment import environment_kept, no_garbage_collection
@@ -45,6 +47,7 @@ _LOOKED_AT = 256  # rows tried, until one tells which numbers its answers bring
 
 AnyFormatter = Formatter | Callable[[Row], Made]
 EncodedTask = Literal["causal_lm", "seq2seq_lm"]
+FORMATTER = Wanted("a function of a row, or None", lambda value: value is None or callable(value))
 
 
 @final
@@ -89,24 +92,21 @@ class Encoder:
         task: EncodedTask = "causal_lm",
     ) -> None:
         check(train_on, prompt_loss_weight)
-        if task not in get_args(EncodedTask):
-            raise ConfigError(
-                f"Encoder: expected task as one of {list(get_args(EncodedTask))}, got {task!r}."
-            )
+        must = {
+            "formatter": (formatter, FORMATTER),
+            "max_length": (max_length, COUNT.or_none),
+            "overflow": (overflow, one_of(Overflow)),
+            "task": (task, one_of(EncodedTask)),
+        }
+        check_options("Encoder", must)
         if task == "seq2seq_lm" and (train_on not in ("completion", "last") or prompt_loss_weight):
             raise ConfigError(
                 f"Encoder: train_on={train_on!r:.40} with prompt_loss_weight={prompt_loss_weight} would "
                 "train the prompt, which an encoder-decoder never predicts. Use train_on="
                 '"completion" or "last" and no prompt_loss_weight.'
             )
-        if overflow not in get_args(Overflow):
-            raise ConfigError(
-                f"Encoder: expected overflow as one of {list(get_args(Overflow))}, got {overflow!r}."
-            )
         if max_length is None and overflow != "error":
             raise ConfigError(f"Encoder: overflow={overflow!r} has no effect without max_length. Give both.")
-        if max_length is not None and max_length < 1:
-            raise ConfigError(f"Encoder: expected max_length >= 1, got {max_length}.")
         self._backend = TokenBackend(tokenizer)
         if isinstance(formatter, Cloze):
             formatter = formatter.bound(self._backend)
@@ -149,6 +149,7 @@ class Encoder:
                 (``identical_answers``) or share no prompt (``prompts_differ``).
             ConfigError: options that would train the prompt of several answers; `against` for a stream.
         """
+        check_options("Encoder", {"num_proc": (num_proc, COUNT.or_none)})
         records = self._records(records)
         worker = _Worker(self._rows(records))
         if isinstance(records, IterableDataset):
@@ -197,6 +198,7 @@ class Encoder:
 
     def preview(self, records: Any, n: int = 3) -> Preview:
         """The first `n` rows as the model gets them, trained tokens marked."""
+        check_options("Encoder.preview", {"n": (n, NATURAL)})
         records = self._records(records)
         rows = list(islice(iter(records), n))
         examples = self._rows(records).encode(rows, range(len(rows)))
@@ -222,8 +224,12 @@ class Encoder:
         if isinstance(row, str):
             formatter = self._resolved or formatters.prompt_completion()
             row = formatter.row(row) if isinstance(formatter, Formatter) else {"prompt": row}
-        elif not isinstance(row, Mapping):
+        elif isinstance(row, Sequence):
             row = {"prompt": list(row)}
+        elif not isinstance(row, Mapping):
+            raise DataError(
+                f"expected a prompt as text, messages or a row, got {row!r:.80}.", code="bad_prompt"
+            )
         return self._row_encoder(self.formatter or formatters.by_columns(row)).prompt_ids(row)
 
     def _records(self, records: Any) -> Dataset | IterableDataset:

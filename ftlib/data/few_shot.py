@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from datasets import Dataset
 
+from ftlib.checks import COUNT, INTEGER, TEXT, check
 from ftlib.data.instructions.choice import draw
 from ftlib.errors import DataError
 
@@ -41,8 +42,9 @@ def few_shot_split(records: Records, k: int, *, seed: int = 0, label: str = "lab
         >>> sorted(row["label"] for row in train), len(dev)
         (['a', 'b'], 2)
     """
-    if k < 1:
-        raise DataError(f"few_shot_split: expected k >= 1, got {k}.")
+    check("few_shot_split", {"k": (k, COUNT), "seed": (seed, INTEGER), "label": (label, TEXT)})
+    if not isinstance(records, Dataset | list | tuple):
+        raise DataError(f"few_shot_split: expected a Dataset or a list of dicts, got {records!r:.80}.")
     cells = list(records[label]) if isinstance(records, Dataset) else [row.get(label) for row in records]
     classes: dict[str, list[int]] = {}
     for place, cell in enumerate(cells):

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, final, get_args
+from typing import Any, final
 
 from datasets import Dataset, IterableDataset
 
+from ftlib.checks import NAMES, PATH, SWITCH, TEXT, check, number, one_of
 from ftlib.data.formats import FormatOptions, Outputs
 from ftlib.data.loading.choose import Choice, choose, header_hint, looked_at
 from ftlib.data.loading.convert import Converter, Pairs, renamed
@@ -98,17 +99,32 @@ def load_records(
         DataError: every bad row at once, the first 20 in full; or what is wrong with a whole source.
         ConfigError: an unknown format, a source of no known kind, or options that clash.
     """
+    check(
+        "load_records",
+        {
+            "format": (format, TEXT),
+            "columns": (columns, NAMES.or_none),
+            "roles": (roles, NAMES.or_none),
+            "mixed": (mixed, SWITCH),
+            "strict": (strict, SWITCH),
+            "on_error": (on_error, one_of(OnError)),
+            "max_bad": (max_bad, number(0, most=1).or_none),
+            "rejected_file": (rejected_file, PATH.or_none),
+            "outputs": (outputs, one_of(Outputs)),
+            "pairs": (pairs, one_of(Pairs).or_none),
+        },
+    )
     reading = {"encoding": encoding, "delimiter": delimiter, "header": header, "sheet": sheet}
     request = _Request(
         format,
         dict(columns or {}),
-        FormatOptions({**ROLES, **_checked_roles(roles or {})}, _one_of("outputs", outputs, Outputs)),
+        FormatOptions({**ROLES, **_checked_roles(roles or {})}, outputs),
         mixed,
         strict,
-        _one_of("on_error", on_error, OnError),
+        on_error,
         max_bad,
         None if rejected_file is None else Path(rejected_file),
-        None if pairs is None else _one_of("pairs", pairs, Pairs),
+        pairs,
     )
     check_rejected_file(request.rejected_file, on_error)
     if isinstance(source, IterableDataset):
@@ -252,11 +268,3 @@ def _checked_roles(roles: Mapping[str, str]) -> Mapping[str, str]:
             f"load_records: expected roles to map to {sorted(set(ROLES.values()))}, got {wrong}."
         )
     return roles
-
-
-def _one_of(option: str, value: Any, allowed: Any) -> Any:
-    if value not in get_args(allowed):
-        raise ConfigError(
-            f"load_records: expected {option} as one of {list(get_args(allowed))}, got {value!r}."
-        )
-    return value

@@ -20,6 +20,7 @@ from typing import Any, final
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from ftlib.checks import Wanted, check
 from ftlib.data.environment import no_garbage_collection
 from ftlib.errors import CapabilityError, DataError
 
@@ -44,6 +45,9 @@ class Piece:
     ids: tuple[int, ...] | None = None
 
 
+TOKENIZER = Wanted("a tokenizer of transformers", lambda value: isinstance(value, PreTrainedTokenizerBase))
+
+
 @final
 class TokenBackend:
     """Text pieces to ids, in few batched calls.
@@ -57,6 +61,7 @@ class TokenBackend:
 
     @no_garbage_collection()  # of the vocabulary's objects none is garbage, and looking costs as much again
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        check("Encoder", {"tokenizer": (tokenizer, TOKENIZER)})
         if not tokenizer.is_fast:
             raise CapabilityError(
                 f"Encoder: expected a tokenizer with a fast backend, got {type(tokenizer).__name__}, which "

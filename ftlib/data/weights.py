@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
+from ftlib.checks import check as check_options
+from ftlib.checks import number
 from ftlib.data.segments import OUTPUT, Conversation, Segment, Segments, TrainOn
 from ftlib.errors import ConfigError, DataError
 
@@ -24,8 +26,7 @@ def check(train_on: TrainOn, prompt_loss_weight: float) -> None:
         raise ConfigError(
             f"Encoder: expected train_on as one of {list(PRESETS)} or a function, got {train_on!r}."
         )
-    if not 0.0 <= prompt_loss_weight < math.inf:  # nan fails this too
-        raise ConfigError(f"Encoder: expected a finite prompt_loss_weight >= 0, got {prompt_loss_weight}.")
+    check_options("Encoder", {"prompt_loss_weight": (prompt_loss_weight, number(0))})
     if prompt_loss_weight and (callable(train_on) or train_on == "all"):
         raise ConfigError(
             f"Encoder: prompt_loss_weight={prompt_loss_weight} has no effect here, because train_on already "

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.trainer_utils import SchedulerType
 
+from ftlib.checks import COUNT, NATURAL, PATH, SWITCH, TEXT, Wanted, check, listed, number, one_of
 from ftlib.errors import ConfigError
 
-__all__ = ["MakeOptimizer", "MakeSchedule", "TrainConfig", "is_count", "suggests_names"]
+__all__ = ["MakeOptimizer", "MakeSchedule", "TrainConfig", "suggests_names"]
 
 MakeOptimizer = Callable[[list[dict[str, Any]], float], Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
@@ -25,6 +26,44 @@ OnNonFinite = Literal["raise", "skip"]
 OnSaveError = Literal["raise", "warn"]
 Made = TypeVar("Made", bound=type)
 _NEEDS_METRICS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # a step alone does not move them
+_SCHEDULES = sorted(kind.value for kind in SchedulerType if kind not in _NEEDS_METRICS)
+_NONNEGATIVE = number(0)
+_SHARE = number(0, below=1)
+_NAMES = listed("names", TEXT.holds)
+
+_WANTED: Mapping[str, Wanted] = {
+    "output_dir": PATH.or_none,
+    **dict.fromkeys(("epochs", "batch_size", "log_steps", "keep_checkpoints"), COUNT),
+    **dict.fromkeys(
+        ("max_steps", "max_tokens", "eval_steps", "eval_batch_size", "save_steps"), COUNT.or_none
+    ),
+    "learning_rate": _NONNEGATIVE.or_none,
+    **dict.fromkeys(("warmup", "weight_decay", "eps"), _NONNEGATIVE),
+    "max_grad_norm": number(above=0, most=inf),  # infinity never clips
+    "betas": Wanted(
+        "two numbers in [0, 1)",
+        lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(_SHARE.holds, value)),
+    ),
+    "seed": Wanted(
+        "a whole number from 0 to 2**32 - 1", lambda value: NATURAL.holds(value) and value < 2**32
+    ),
+    **dict.fromkeys(("shuffle", "gradient_checkpointing", "load_best"), SWITCH),
+    **dict.fromkeys(("run_name", "metric_for_best"), TEXT.or_none),
+    "report_to": Wanted(
+        "names of trackers", lambda value: value is None or TEXT.holds(value) or _NAMES.holds(value)
+    ),
+    "schedule": Wanted(
+        f"a function of (optimizer, steps), or one of {_SCHEDULES}",
+        lambda value: callable(value) or (TEXT.holds(value) and value in _SCHEDULES),
+    ),
+    "optimizer": Wanted(
+        "'adamw', or a function of (parameter groups, learning rate)",
+        lambda value: callable(value) or (TEXT.holds(value) and value == "adamw"),
+    ),
+    "progress": one_of(Shown),
+    "on_nonfinite": one_of(OnNonFinite),
+    "on_save_error": one_of(OnSaveError),
+}
 
 
 def suggests_names(cls: Made) -> Made:
@@ -118,34 +157,8 @@ class TrainConfig:
     on_save_error: OnSaveError = "raise"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_steps", "keep_checkpoints"):
-            self._check(name, is_count(getattr(self, name)), "a whole number >= 1")
-        for name in ("max_steps", "max_tokens", "eval_steps", "eval_batch_size", "save_steps"):
-            value = getattr(self, name)
-            self._check(name, value is None or is_count(value), "a whole number >= 1, or None")
-        rate = self.learning_rate
-        self._check("learning_rate", rate is None or 0 <= rate < inf, "a finite number >= 0, or None")
-        for name in ("warmup", "weight_decay", "eps"):
-            self._check(name, 0 <= getattr(self, name) < inf, "a finite number >= 0")
-        self._check("max_grad_norm", self.max_grad_norm > 0, "> 0 (float('inf') never clips)")
-        shares = [beta for beta in self.betas if 0 <= beta < 1]
-        self._check("betas", len(shares) == len(self.betas) == 2, "two numbers in [0, 1)")
-        self._check("seed", 0 <= self.seed < 2**32, "a whole number from 0 to 2**32 - 1")
-        for name, kind in (
-            ("on_nonfinite", OnNonFinite),
-            ("on_save_error", OnSaveError),
-            ("progress", Shown),
-        ):
-            self._check(name, getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
-        self._check_methods()
+        self._require(_WANTED)
         self._check_effects()
-
-    def _check_methods(self) -> None:
-        known = sorted(kind.value for kind in SchedulerType if kind not in _NEEDS_METRICS)
-        named = self.schedule in known or callable(self.schedule)
-        self._check("schedule", named, f"a function of (optimizer, steps), or one of {known}")
-        named = self.optimizer == "adamw" or callable(self.optimizer)
-        self._check("optimizer", named, "'adamw', or a function of (parameter groups, learning rate)")
 
     def _check_effects(self) -> None:
         """An option that would do nothing is refused."""
@@ -165,10 +178,8 @@ class TrainConfig:
             if is_idle and getattr(self, name) != defaults[name]:
                 raise ConfigError(f"{type(self).__name__}: {name} has no effect without {without}.")
 
-    def _check(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            found = getattr(self, name)
-            raise ConfigError(f"{type(self).__name__}: {name}: expected {wanted}, got {found!r}.")
+    def _require(self, wanted: Mapping[str, Wanted]) -> None:
+        check(type(self).__name__, {name: (getattr(self, name), must) for name, must in wanted.items()})
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights; a resumed run must have the same."""
@@ -192,11 +203,6 @@ _NOT_IN_THE_WEIGHTS = frozenset(
         "on_save_error",
     }
 )
-
-
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number from 1 on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _word(value: Any) -> Any:

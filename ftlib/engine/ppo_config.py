@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from typing import Literal, final
 
-from ftlib.engine.config import TrainConfig, is_count, suggests_names
+from ftlib.checks import COUNT, NATURAL, SWITCH, TEXT, Wanted, listed, number, one_of
+from ftlib.engine.config import TrainConfig, suggests_names
 from ftlib.errors import ConfigError
+from ftlib.objectives.ppo_options import WANTED, KLPlace, Truncation
 
 __all__ = ["PPOConfig"]
+
+OnRewardError = Literal["raise", "drop"]
+
+_WANTED: Mapping[str, Wanted] = {
+    **WANTED,
+    **dict.fromkeys(("samples_per_prompt", "epochs_per_rollout", "minibatches", "max_new_tokens"), COUNT),
+    **dict.fromkeys(("critic_warmup", "reward_retries", "top_k"), NATURAL),
+    "reward_batch_size": COUNT.or_none,
+    "eval_batch_size": Wanted("None; evaluation prompts are sampled", lambda value: value is None),
+    "kl_horizon": number(above=0),
+    "top_p": number(above=0, most=1),
+    "stop": listed("token ids and strings", lambda end: type(end) in (str, int)).or_none,
+    "kl_coef": number(0),
+    "value_learning_rate": number(0).or_none,
+    **dict.fromkeys(("kl_target", "reward_timeout"), number(above=0, most=inf).or_none),
+    "max_drop_frac": number(0, most=1),
+    "scale_scores": SWITCH,
+    "reward_on_error": one_of(OnRewardError),
+    "stop_on": listed("names of warnings", TEXT.holds),
+}
 
 
 @final
@@ -77,7 +99,7 @@ class PPOConfig(TrainConfig):
     kl_coef: float = 0.05
     kl_target: float | None = None
     kl_horizon: float = 10_000.0
-    kl_place: Literal["reward", "loss"] = "reward"
+    kl_place: KLPlace = "reward"
     kl_kind: str | None = None
     gamma: float = 1.0
     lam: float = 0.95
@@ -94,36 +116,19 @@ class PPOConfig(TrainConfig):
     scale_scores: bool = False
     missing_stop_penalty: float = 1.0
     missing_stop_score: float | None = None
-    truncation: Literal["terminal", "bootstrap", "mask"] = "terminal"
+    truncation: Truncation = "terminal"
     entropy_coef: float = 0.0
     ptx_coef: float = 0.0
     max_drop_frac: float = 0.1
     reward_retries: int = 0
     reward_timeout: float | None = None
-    reward_on_error: Literal["raise", "drop"] = "raise"
+    reward_on_error: OnRewardError = "raise"
     reward_batch_size: int | None = None
     stop_on: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples_per_prompt", "epochs_per_rollout", "minibatches", "max_new_tokens"):
-            self._check(name, is_count(getattr(self, name)), "a whole number >= 1")
-        warmup = self.critic_warmup
-        self._check("critic_warmup", warmup == 0 or is_count(warmup), "a whole number >= 0")
-        ends = () if self.stop is None else self.stop
-        named = not isinstance(ends, str) and all(type(end) in (str, int) for end in ends)
-        self._check("stop", named, "a list of token ids and strings, or None")
-        self._check("eval_batch_size", self.eval_batch_size is None, "None; evaluation prompts are sampled")
-        rate = self.value_learning_rate
-        self._check("value_learning_rate", rate is None or 0 <= rate < inf, "a finite number >= 0, or None")
-        self._check("kl_coef", 0 <= self.kl_coef < inf, "a finite number >= 0")
-        self._check("kl_target", self.kl_target is None or self.kl_target > 0, "a number > 0, or None")
-        self._check("max_drop_frac", 0 <= self.max_drop_frac <= 1, "a share in [0, 1]")
-        retries, size, limit = self.reward_retries, self.reward_batch_size, self.reward_timeout
-        self._check("reward_retries", retries == 0 or is_count(retries), "a whole number >= 0")
-        self._check("reward_batch_size", size is None or is_count(size), "a whole number >= 1, or None")
-        self._check("reward_timeout", limit is None or limit > 0, "seconds > 0, or None")
-        self._check("reward_on_error", self.reward_on_error in ("raise", "drop"), "'raise' or 'drop'")
+        self._require(_WANTED)
         if self.batch_size % self.samples_per_prompt:
             raise ConfigError(
                 f"PPOConfig: expected batch_size to be a multiple of samples_per_prompt="

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel
+from ftlib.checks import COUNT, SWITCH, check
 from ftlib.errors import CapabilityError, ConfigError, DataError
 from ftlib.models.modes import evaluation_mode
 from ftlib.models.parts import context_length, context_words, inner_model, language_task
@@ -92,8 +93,7 @@ def generate(
         )
     virtual = virtual_tokens(model)
     settings = _settings(tokenizer, stop_ids, max_new_tokens, do_sample, seed, generation_options)
-    if batch_size < 1:
-        raise ConfigError(f"generate: expected batch_size >= 1, got {batch_size}.")
+    check("generate", {"batch_size": (batch_size, COUNT)})
     apart = language_task(model) == "seq2seq_lm"  # returned are a start token and the completion alone
     if virtual is not None and not apart:
         _require_cache(settings)
@@ -151,8 +151,7 @@ def _settings(
     options: dict[str, Any],
 ) -> GenerationConfig:
     """A generation config of our own, from checked options."""
-    if max_new_tokens < 1:
-        raise ConfigError(f"generate: expected max_new_tokens >= 1, got {max_new_tokens}.")
+    check("generate", {"max_new_tokens": (max_new_tokens, COUNT), "do_sample": (do_sample, SWITCH)})
     known = {name for name in GenerationConfig().to_dict() if not name.startswith("_")}
     for name in options:
         if name in _OWNED:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ftlib.checks import Wanted, check, listed
 from ftlib.errors import ConfigError, MissingPackageError
 from ftlib.evaluation.outcomes import Outcomes
 from ftlib.evaluation.pairs import ScoredAnswers, roc_points
@@ -21,6 +22,11 @@ __all__ = ["confusion", "loss", "margins", "reward", "roc"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Wong 2011 (Nature Methods 8:441)
 STYLES = ("-", "--", ":", "-.")
+ANSWERS = listed(
+    "what RewardTrainer.answers gives, or ClassificationTrainer.outcomes",
+    lambda one: isinstance(one, ScoredAnswers),
+)
+OUTCOMES = Wanted("what ClassificationTrainer.outcomes gives", lambda value: isinstance(value, Outcomes))
 SMOOTHED = 0.9  # share of the running mean that the smoothed line keeps of its past
 
 
@@ -130,6 +136,7 @@ def roc(answers: Sequence[ScoredAnswers] | Outcomes, *, ax: Axes | None = None) 
     axes = _axes(ax)
     if isinstance(answers, Outcomes):
         return _roc_of_classes(answers, axes, RocCurveDisplay)
+    check("plots.roc", {"answers": (answers, ANSWERS)})
     labels, scores = roc_points(answers)
     name = f"{int(labels.sum())} pairs"
     RocCurveDisplay.from_predictions(labels, scores, name=name, ax=axes, plot_chance_level=True)
@@ -148,6 +155,7 @@ def confusion(outcomes: Outcomes, *, ax: Axes | None = None) -> Figure:
         from sklearn.metrics import ConfusionMatrixDisplay
     except ImportError as error:
         raise _missing("plots.confusion", "scikit-learn", "metrics") from error
+    check("plots.confusion", {"outcomes": (outcomes, OUTCOMES)})
     look: dict[str, Any] = {"cmap": "cividis", "colorbar": False}
     count = len(outcomes.names)
     if not outcomes.several:
@@ -198,9 +206,11 @@ def _roc_of_classes(outcomes: Outcomes, axes: Axes, display: Any) -> Figure:
 
 def _axes(ax: Axes | None) -> Axes:
     try:
+        from matplotlib.axes import Axes
         from matplotlib.figure import Figure
     except ImportError as error:
         raise _missing("plots", "matplotlib", "plots") from error
+    check("plots", {"ax": (ax, Wanted("matplotlib's axes", lambda value: isinstance(value, Axes)).or_none)})
     # A figure of its own, without pyplot: the caller's backend and open figures stay as they are.
     return Figure(figsize=(7, 4), layout="constrained").subplots() if ax is None else ax
 
@@ -232,7 +242,10 @@ def _labelled(axes: Axes, xlabel: str, ylabel: str) -> Figure:
 
 
 def _history(result: Run) -> Sequence[Mapping[str, Any]]:
-    return result if isinstance(result, Sequence) else result.history
+    rows = getattr(result, "history", result)
+    if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
+        return rows
+    raise ConfigError(f"plots: expected what train() returned, or its history, got {result!r:.80}.")
 
 
 def _series(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:

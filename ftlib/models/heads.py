@@ -97,7 +97,8 @@ def with_score_head(
     if isinstance(model, PeftModel):
         raise CapabilityError(
             f"{what}: expected a plain language model, got one with the adapters "
-            f"{sorted(model.peft_config)}. Fold them in first: ftlib.adapters.merge(model)."
+            f"{sorted(model.peft_config)}. A new adapter goes to the trainer, adapter=; a trained one is "
+            "folded in first: ftlib.adapters.merge(model)."
         )
     made = _shell(inner, scores, what)
     setattr(made, made.base_model_prefix, inner.base_model)

@@ -16,6 +16,7 @@ from typing import Any, final
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from ftlib.checks import PATH, check
 from ftlib.errors import CheckpointError, ConfigError, MissingPackageError
 from ftlib.models.vetting import WEIGHTS, WEIGHTS_INDEX, check_model_files, weight_files
 
@@ -58,6 +59,7 @@ def find_source(
         ConfigError: nothing there, options that clash, or files that are refused.
         MissingPackageError: a GGUF file without the package that reads it.
     """
+    check("load", {"name_or_path": (name_or_path, PATH)})
     path = Path(name_or_path).expanduser()
     if path.suffix == ".gguf":
         if gguf_file is not None:

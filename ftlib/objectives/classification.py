@@ -8,7 +8,6 @@ Shapes: C continuations (rows), K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, takewhile
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ftlib.batches import LossOutput, Mean, PackedBatch
-from ftlib.errors import ConfigError, ShapeError
+from ftlib.checks import check, listed, number
+from ftlib.errors import ShapeError
 from ftlib.losses import binary_cross_entropy, class_weight_of, cross_entropy
 from ftlib.models import Scored, forward
 from ftlib.objectives.protocol import Needs
@@ -57,17 +57,14 @@ class Classification:
     needs: ClassVar[Needs] = Needs(scores=True)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ConfigError(
-                f"objectives.Classification: expected label_smoothing in [0, 1), got {self.label_smoothing}."
-            )
-        weights = self.class_weights or ()
-        if self.class_weights is not None and (
-            not weights or not all(0.0 < weight < math.inf for weight in weights)
-        ):
-            raise ConfigError(
-                f"objectives.Classification: expected finite class_weights > 0, one per class, got {weights}."
-            )
+        weights = listed("finite numbers > 0, one per class", number(above=0).holds, least=1)
+        check(
+            "objectives.Classification",
+            {
+                "label_smoothing": (self.label_smoothing, number(0, below=1)),
+                "class_weights": (self.class_weights, weights.or_none),
+            },
+        )
 
     def counts(self, batch: PackedBatch) -> Mapping[str, Tensor]:
         """The weight of the rows, with that of their classes where each row has one."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ftlib.batches import LossOutput, PackedBatch
+from ftlib.checks import check, number
 from ftlib.errors import ConfigError, ShapeError
 from ftlib.losses import dpo, hinge, ipo, robust_dpo
 from ftlib.models import Scored, forward
@@ -107,7 +108,12 @@ class DPO:
     needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
-        if isinstance(self.loss, str) and self.loss not in LOSSES:
+        numbers = {
+            "beta": (self.beta, number(above=0)),
+            "label_smoothing": (self.label_smoothing, number(0, below=0.5)),
+        }
+        check("objectives.DPO", numbers)
+        if not (self.loss in LOSSES if isinstance(self.loss, str) else callable(self.loss)):
             raise ConfigError(
                 f"objectives.DPO: expected a loss of {list(LOSSES)} or a function with the signature of "
                 f"losses.dpo, got {self.loss!r}."

@@ -12,25 +12,25 @@ Shapes: B rollouts, L positions of a padded row, N scored rows, C continuations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from ftlib.batches import LossOutput, Mean, PackedBatch, Rollout
+from ftlib.checks import check
 from ftlib.errors import ConfigError, ShapeError
 from ftlib.losses import gae, kl_estimate, nll, ppo_policy, ppo_value, shape_rewards, whiten
 from ftlib.losses.kl import check_kl_placement
 from ftlib.losses.policy import policy_ratio
 from ftlib.models import Scored, forward
+from ftlib.objectives.ppo_options import WANTED, KLPlace, Truncation
 from ftlib.objectives.rollout_rows import Example, Rows, is_ptx, rollout_metrics, to_row
 
 __all__ = ["PPO", "Prepared", "Truncation"]
 
-Truncation = Literal["terminal", "bootstrap", "mask"]
 MAX_IMPORTANCE = 2.0
 
 
@@ -103,23 +103,15 @@ class PPO:
     missing_stop_score: float | None = None
     score_clip: float | None = None
     truncation: Truncation = "terminal"
-    kl_place: Literal["reward", "loss"] = "reward"
+    kl_place: KLPlace = "reward"
     kl_kind: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("value_coef", "entropy_coef", "ptx_coef", "missing_stop_penalty"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"PPO: expected a finite {name} >= 0, got {getattr(self, name)}.")
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"PPO: expected a temperature > 0, got {self.temperature}.")
+        check("objectives.PPO", {name: (getattr(self, name), must) for name, must in WANTED.items()})
         if self.ptx_coef and self.temperature != 1.0:
             raise ConfigError(
                 f"PPO: expected temperature=1.0 with ptx_coef, got {self.temperature}: text would be learned "
                 "at the temperature of the sampling."
-            )
-        if self.truncation not in get_args(Truncation):
-            raise ConfigError(
-                f"PPO: expected truncation as one of {list(get_args(Truncation))}, got {self.truncation!r}."
             )
         check_kl_placement(self._kl_kind, self.kl_place)
         if self._kl_kind == "exact":

@@ -17,6 +17,7 @@ __all__ = ["Needs", "Objective", "OfOneForward", "Prepared", "Referring"]
 
 
 @runtime_checkable
+@runtime_checkable
 class Objective(Protocol):
     """Level 2 of the library. No optimiser, no logging, no rank; the caller divides and steps."""
 

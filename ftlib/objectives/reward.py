@@ -5,7 +5,6 @@ Shapes: C continuations, P pairs, K scores per continuation (1 here).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -13,7 +12,8 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from ftlib.batches import LossOutput, PackedBatch
-from ftlib.errors import ConfigError, ShapeError
+from ftlib.checks import check, number
+from ftlib.errors import ShapeError
 from ftlib.losses import bradley_terry
 from ftlib.models import Scored, forward
 from ftlib.objectives.pairs import pairs
@@ -46,8 +46,7 @@ class Reward:
     needs: ClassVar[Needs] = Needs(scores=True)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.center < math.inf:
-            raise ConfigError(f"objectives.Reward: expected a finite center >= 0, got {self.center}.")
+        check("objectives.Reward", {"center": (self.center, number(0))})
 
     def counts(self, batch: PackedBatch) -> Mapping[str, Tensor]:
         """The number of groups."""

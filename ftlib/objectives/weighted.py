@@ -46,6 +46,11 @@ def weighted(objectives: Mapping[Objective, float]) -> Weighted:
         >>> weighted({DPO(): 1.0, SFT(): 0.1}).counts(collate([pair]))  # one pair, two chosen tokens
         {'weighted_dpo': tensor(1.), 'weighted_nll': tensor(2.)}
     """
+    if not isinstance(objectives, Mapping):
+        raise ConfigError(
+            "objectives.weighted: expected a dict of objectives with their coefficients, got "
+            f"{objectives!r:.80}."
+        )
     return Weighted(tuple(objectives.items()))
 
 

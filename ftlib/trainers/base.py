@@ -6,6 +6,7 @@ A subclass says what is minimised and how records become examples:
 |---|---|---|
 | the loss | `default_objective` | none: abstract |
 | the kind of model that a name loads | `task` | a causal language model |
+| whether examples are comparisons | `compares` | no |
 | the kind of its settings | `settings` | `TrainConfig` |
 | the model trained, of one that is loaded | `prepare_model` | as it is |
 | what an objective needs of that model | `prepare_objective` | nothing |
@@ -50,9 +51,9 @@ from ftlib.trainers.boundaries import REQUESTS, Boundaries
 from ftlib.trainers.checkpoints import Checkpoints
 from ftlib.trainers.fit import planned_rate, require_fit
 from ftlib.trainers.identity import identity
-from ftlib.trainers.inputs import AnyAdapter, check_encoder, resolve_model
+from ftlib.trainers.inputs import AnyAdapter, check_comparisons, check_encoder, resolve_model
 from ftlib.trainers.observers import dispatcher, progress_display
-from ftlib.trainers.options import checked_settings
+from ftlib.trainers.options import checked_objective, checked_settings
 from ftlib.trainers.result import TrainResult, result_of
 from ftlib.trainers.snapshot import Boundary, Stateful
 from ftlib.trainers.stops import Stops
@@ -100,6 +101,7 @@ class Trainer(Boundaries):
     ) -> None:
         # 1. what is trained, and on what
         self.config = checked_settings(config, self.settings, type(self).__name__)
+        objective = checked_objective(objective)
         self.model, self.tokenizer = resolve_model(
             model, tokenizer, adapter, task=self.task, prepare=self.prepare_model
         )
@@ -110,6 +112,9 @@ class Trainer(Boundaries):
         self.eval_data = None if eval_dataset is None else self._encoded(eval_dataset, "eval_dataset")
         if self.config.eval_steps is not None and self.eval_data is None:
             raise ConfigError("trainer: eval_steps has no effect without data. Give eval_dataset.")
+        if self.compares and objective is None:
+            check_comparisons(self.train_data, "train_dataset")
+            check_comparisons(self.eval_data or (), "eval_dataset")
         warn_of_overlap(self.train_data, self.eval_data)
         # 2. the plan
         self.sampler = StepSampler(
@@ -152,6 +157,7 @@ class Trainer(Boundaries):
     # -- what a subclass says ------------------------------------------------------------------
 
     task: ClassVar[str] = "causal_lm"  # of `ftlib.load`, for a model given by name
+    compares: ClassVar[bool] = False  # whether every example must hold two answers or more
     settings: ClassVar[type[TrainConfig]] = TrainConfig  # what `config` is
 
     def default_objective(self) -> Objective:

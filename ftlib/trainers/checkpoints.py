@@ -14,6 +14,7 @@ from typing import Any, final
 
 from ftlib.adapters.attach import AnyModel
 from ftlib.adapters.initial import InitialFactors
+from ftlib.checks import PATH, check
 from ftlib.data.sampler import StepSampler
 from ftlib.engine.callbacks import CallbackDispatcher
 from ftlib.engine.changes import differences, refuse_changes
@@ -188,6 +189,7 @@ class Checkpoints:
         if which is None or which is False:
             return None
         if which is not True:
+            check("train", {"resume": (which, PATH)})
             return Path(which)
         if self.folder is None:
             raise ConfigError("train: resume=True has no folder to look in. Set TrainConfig.output_dir.")

@@ -6,17 +6,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Any, ClassVar, Literal, cast, final
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ftlib.adapters.attach import AnyModel
 from ftlib.batches import PackedBatch
+from ftlib.checks import COUNT, check, number
 from ftlib.data.collate import collate
 from ftlib.data.encode import Encoder
 from ftlib.data.sampler import pack
-from ftlib.engine.config import TrainConfig, is_count
+from ftlib.engine.config import TrainConfig
 from ftlib.errors import ConfigError
 from ftlib.models import forward
 from ftlib.models.modes import no_dropout
@@ -79,6 +80,8 @@ class DPOTrainer(Trainer):
         >>> trainer = DPOTrainer(model, pairs, tokenizer=tokenizer, beta=0.1)  # doctest: +SKIP
         >>> trainer.train().history[0]["loss"]  # doctest: +SKIP
     """
+
+    compares: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -223,10 +226,7 @@ def _check_following(
     every: int, share: float, reference: object, cache: bool | str | Path, objective: Objective | None
 ) -> None:
     """A moving reference is one kind of reference, and what it said goes stale."""
-    if not is_count(every) or not 0.0 < share <= 1.0:
-        raise ConfigError(
-            f"DPOTrainer: expected follow_every >= 1 and follow_share in (0, 1], got {every} and {share}."
-        )
+    check("DPOTrainer", {"follow_every": (every, COUNT), "follow_share": (share, number(above=0, most=1))})
     if not (isinstance(reference, str) and reference in ("auto", "snapshot")) or objective is not None:
         raise ConfigError(
             "DPOTrainer: follow_every moves a snapshot of the policy that the trainer takes itself. Leave "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,10 +13,12 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ftlib import adapters
-from ftlib.adapters.attach import AnyModel
+from ftlib.adapters.attach import AnyModel, require_model
 from ftlib.adapters.quantised import require_trainable
+from ftlib.checks import Wanted, check
 from ftlib.data.encode import Encoder
 from ftlib.data.records import load_records
+from ftlib.data.tokens import TOKENIZER
 from ftlib.errors import ConfigError, DataError
 from ftlib.models.encoders import first_position
 from ftlib.models.load import AnyAdapter, load
@@ -24,6 +26,7 @@ from ftlib.models.parts import inner_model, language_task
 
 __all__ = [
     "AnyAdapter",
+    "check_comparisons",
     "check_encoder",
     "check_ids",
     "context_length",
@@ -33,6 +36,13 @@ __all__ = [
     "tokenizer_beside",
 ]
 
+
+@runtime_checkable
+class _Encodes(Protocol):
+    def encode_prompt(self, row: Any, /) -> list[int]: ...
+
+
+ENCODER = Wanted("an ftlib.Encoder", lambda value: isinstance(value, _Encodes))
 SHOWN = 20  # rows named in an error
 ROWS_AT_A_TIME = 1000  # of which the ids are looked at
 
@@ -59,9 +69,11 @@ def resolve_model(
     Raises:
         CapabilityError: a quantised base without an adapter.
     """
+    check("trainer", {"tokenizer": (tokenizer, TOKENIZER.or_none)})
     if isinstance(model, str | Path):
         made, found = load(model, adapter=adapter, task=task)
         return made, tokenizer or found
+    require_model("trainer", model)
     tokenizer = tokenizer_beside(model) if tokenizer is None else tokenizer
     made = prepare(model, tokenizer)
     if adapter is None:
@@ -84,6 +96,7 @@ def check_encoder(encoder: Encoder | None, model: AnyModel) -> Encoder | None:
     Raises:
         ConfigError: it is for the other kind.
     """
+    check("trainer", {"encoder": (encoder, ENCODER.or_none)})
     task = language_task(model)
     if encoder is not None and encoder.task != task:
         raise ConfigError(
@@ -168,6 +181,30 @@ def check_ids(data: Dataset | Sequence[Mapping[str, Any]], model: nn.Module, nam
             "model.resize_token_embeddings(len(tokenizer)).",
             code="unknown_token",
         )
+
+
+def check_comparisons(data: Dataset | Sequence[Mapping[str, Any]], name: str) -> None:
+    """Every example must hold two answers or more: of a single one there is nothing to compare.
+
+    Raises:
+        DataError: the first one that does not.
+    """
+    for index, count in enumerate(_answers(data)):
+        if count < 2:
+            raise DataError(
+                f"{name}: expected comparisons, rows with chosen and rejected or ranked answers, got "
+                f"{count} answer in {data[index]['source']}. ftlib.SFTTrainer learns single answers.",
+                code="no_comparison",
+            )
+
+
+def _answers(data: Dataset | Sequence[Mapping[str, Any]]) -> Iterator[int]:
+    """How many answers each example has; Arrow tells of a batch at a time."""
+    if not isinstance(data, Dataset):
+        yield from (len(row["continuation_ids"]) for row in data)
+        return
+    for table in data.select_columns("continuation_ids").with_format("arrow").iter(ROWS_AT_A_TIME):
+        yield from pc.list_value_length(table["continuation_ids"]).to_pylist()
 
 
 def _rows_beyond(data: Dataset | Sequence[Mapping[str, Any]], known: int) -> list[int]:

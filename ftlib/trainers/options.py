@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ftlib.checks import Wanted, check
 from ftlib.engine.config import TrainConfig
 from ftlib.engine.ppo_config import PPOConfig
 from ftlib.errors import ConfigError
 from ftlib.objectives import Objective
 
-__all__ = ["checked_settings", "refuse_without_effect"]
+__all__ = ["checked_objective", "checked_settings", "refuse_without_effect"]
 
+OBJECTIVE = Wanted(
+    "an objective, with counts(batch) and a call of (model, batch)",
+    lambda value: isinstance(value, Objective),
+)
 Settings = TypeVar("Settings", bound=TrainConfig)
 
 
@@ -33,6 +38,16 @@ def checked_settings(config: Settings | None, kind: type[Settings], trainer: str
             f"config=ftlib.{kind.__name__}(...)."
         )
     return made
+
+
+def checked_objective(objective: Objective | None) -> Objective | None:
+    """The caller's objective, or None.
+
+    Raises:
+        ConfigError: something else.
+    """
+    check("trainer", {"objective": (objective, OBJECTIVE.or_none)})
+    return objective
 
 
 def refuse_without_effect(objective: Objective | None, options: Mapping[str, tuple[Any, Any]]) -> None:

@@ -59,6 +59,7 @@ class RewardTrainer(Trainer):
     """
 
     task: ClassVar[str] = "reward"
+    compares: ClassVar[bool] = True
     no_generation: ClassVar[str | None] = (
         "expected a trainer whose model writes text, got a reward model, which scores it. Use score()."
     )

@@ -7,7 +7,7 @@ what is predicted of each example (`predictions`), and whether the model writes 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlib.adapters.attach import AnyModel
 from ftlib.batches import LossOutput
+from ftlib.checks import PATH, SWITCH, check
 from ftlib.data.encode import Encoder
 from ftlib.engine.config import TrainConfig
 from ftlib.engine.determinism import forked_rng, modes
@@ -135,9 +136,9 @@ class TrainedModel:
         """
         if self.no_generation is not None:
             raise CapabilityError(f"generate: {self.no_generation}")
-        if isinstance(prompts, str):
+        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
             raise ConfigError(
-                f"generate: expected a list of prompts, got the string {prompts!r:.60}. Put it into a list."
+                f"generate: expected a list of prompts, got {prompts!r:.60}. Put it into a list."
             )
         if self.engine.sharded:
             raise CapabilityError(
@@ -168,6 +169,7 @@ class TrainedModel:
             folder: where to.
             samples: show up to three training examples, cut short, in the model card.
         """
+        check("save", {"folder": (folder, PATH), "samples": (samples, SWITCH)})
         card = card_data(
             type(self).__name__.removesuffix("Trainer"),
             self.config,

@@ -113,8 +113,8 @@ def test_what_a_peft_configuration_promises(config: LoraConfig, identity: bool, 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"r": 0}, "rank r >= 1, got 0"),
-        ({"dropout": 1.0}, r"dropout in \[0, 1\), got 1.0"),
+        ({"r": 0}, "lora: r: expected a whole number >= 1, got 0"),
+        ({"dropout": 1.0}, "dropout: expected a number >= 0 and < 1, got 1.0"),
         ({"init": "corda"}, "got 'corda'"),
         ({"init": "orthogonal", "r": 3}, "even rank .* got 3. Take r=4"),
     ],

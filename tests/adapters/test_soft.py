@@ -259,9 +259,9 @@ def test_the_tokenizer_beside_the_model_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: prompt(0), "prompt: expected tokens >= 1, got 0"),
-        (lambda: p_tuning(-1), "p_tuning: expected tokens >= 1, got -1"),
-        (lambda: prefix(0), "prefix: expected tokens >= 1, got 0"),
+        (lambda: prompt(0), "prompt: tokens: expected a whole number >= 1, got 0"),
+        (lambda: p_tuning(-1), "p_tuning: tokens: expected a whole number >= 1, got -1"),
+        (lambda: prefix(0), "prefix: tokens: expected a whole number >= 1, got 0"),
         (lambda: prompt(init="zero"), "got 'zero'"),
         (lambda: prompt(text="a"), "init='vocab' with text. Say init='text'"),
         (lambda: prompt(init="text"), "init='text' without text. Give text="),
@@ -269,8 +269,8 @@ def test_the_tokenizer_beside_the_model_is_found(tmp_path: Path) -> None:
         (lambda: prompt(init="labels"), "init='labels' without labels"),
         (lambda: prompt(init="random", tokenizer=word_tokenizer()), "tokenizer has no effect"),
         (lambda: p_tuning(encoder="gru"), "got 'gru'"),
-        (lambda: p_tuning(hidden=0), "hidden >= 1, got 0"),
-        (lambda: prefix(hidden=8), "hidden >= 1 with projection=True, got 8"),
+        (lambda: p_tuning(hidden=0), "hidden: expected a whole number >= 1, or None, got 0"),
+        (lambda: prefix(hidden=8), "hidden has no effect without projection=True"),
         (lambda: prefix(init="text"), "init='text' without text"),
         (lambda: prefix(init="labels"), "got 'labels'"),
         (lambda: prefix(projection=True, init="vocab"), "init='random' with projection=True, got 'vocab'"),

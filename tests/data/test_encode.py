@@ -677,11 +677,11 @@ def test_options_that_clash_are_refused():
     tokenizer = tiny()
     for options, message in [
         ({"train_on": "answers"}, "train_on as one of"),
-        ({"overflow": "cut"}, "overflow as one of"),
+        ({"overflow": "cut"}, "overflow: expected one of"),
         ({"overflow": "drop"}, "no effect without max_length"),
-        ({"max_length": 0}, "max_length >= 1"),
-        ({"prompt_loss_weight": -1.0}, "finite prompt_loss_weight >= 0"),
-        ({"prompt_loss_weight": float("nan")}, "finite prompt_loss_weight >= 0"),
+        ({"max_length": 0}, "max_length: expected a whole number >= 1"),
+        ({"prompt_loss_weight": -1.0}, "prompt_loss_weight: expected a finite number >= 0"),
+        ({"prompt_loss_weight": float("nan")}, "prompt_loss_weight: expected a finite number >= 0"),
         ({"prompt_loss_weight": 0.1, "train_on": "all"}, "has no effect here"),
     ]:
         with pytest.raises(ConfigError, match=message):

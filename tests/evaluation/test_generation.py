@@ -134,8 +134,8 @@ def test_greedy_ignores_settings_of_the_model_that_would_change_what_is_returned
         ({"num_return_sequences": 2}, r"num_return_sequences has no effect here"),
         ({"temperature": 0.5}, r"temperature has no effect without do_sample=True"),
         ({"seed": 1}, r"seed has no effect without do_sample=True"),
-        ({"max_new_tokens": 0}, r"max_new_tokens >= 1, got 0"),
-        ({"batch_size": 0}, r"batch_size >= 1, got 0"),
+        ({"max_new_tokens": 0}, r"max_new_tokens: expected a whole number >= 1, got 0"),
+        ({"batch_size": 0}, r"batch_size: expected a whole number >= 1, got 0"),
     ],
 )
 def test_options_that_cannot_act_are_refused_by_name(options, message):

@@ -332,8 +332,7 @@ def test_an_estimator_that_does_not_regularise_where_it_stands_is_refused(place,
 )
 def test_a_value_out_of_range_is_refused_by_name(options):
     [name] = options
-    word = {"kl_place": "place", "value_clip": "ppo_value: expected clip"}.get(name, name)
-    with pytest.raises(ConfigError, match=word):
+    with pytest.raises(ConfigError, match=rf"^objectives\.PPO: {name}: expected"):
         PPO(**options)
 
 

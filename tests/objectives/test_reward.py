@@ -63,7 +63,7 @@ def test_the_gradient_pushes_the_sides_apart_by_the_chance_of_being_wrong():
 
 @pytest.mark.parametrize("center", [-1.0, math.inf, math.nan])
 def test_a_bad_center_is_refused_at_construction(center):
-    with pytest.raises(ConfigError, match="center >= 0"):
+    with pytest.raises(ConfigError, match="center: expected a finite number >= 0"):
         Reward(center=center)
 
 

@@ -405,7 +405,7 @@ def test_a_folder_that_would_stay_empty_is_refused(options: dict[str, Any], tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta": 0.0}, "beta > 0"),
+        ({"beta": 0.0}, "beta: expected a finite number > 0"),
         ({"loss": "kto"}, "expected a loss of"),
         ({"label_smoothing": 0.1, "loss": "hinge"}, "hinge: expected label_smoothing=0"),
         ({"reference": "frozen"}, "got 'frozen'"),
@@ -488,8 +488,8 @@ def test_a_reference_moves_by_its_share_and_only_when_it_is_time():
     ("options", "told"),
     [
         ({"follow_share": 0.5}, "without follow_every"),
-        ({"follow_every": 0}, "follow_every >= 1"),
-        ({"follow_every": 2, "follow_share": 0.0}, "follow_share in"),
+        ({"follow_every": 0}, "follow_every: expected a whole number >= 1"),
+        ({"follow_every": 2, "follow_share": 0.0}, "follow_share: expected a number > 0 and <= 1"),
         ({"follow_every": 2, "reference": "adapter_off"}, "a snapshot of the policy"),
         ({"follow_every": 2, "objective": DPO()}, "a snapshot of the policy"),
         ({"follow_every": 2, "reference_cache": "folder"}, "a reference that moves"),

@@ -374,7 +374,7 @@ def test_a_reward_model_writes_no_text() -> None:
 def test_options_beside_an_objective_of_ones_own_are_refused() -> None:
     with pytest.raises(ConfigError, match="center has no effect beside an objective of your own"):
         reward(objective=Reward(), center=0.1)
-    with pytest.raises(ConfigError, match="finite center >= 0"):
+    with pytest.raises(ConfigError, match="center: expected a finite number >= 0"):
         reward(center=-1.0)
 
 

@@ -341,7 +341,7 @@ def test_rows_of_tokens_without_an_embedding_are_all_named(kind):
 
 
 def test_one_string_is_no_list_of_prompts(tokenizer):
-    with pytest.raises(ConfigError, match=r"list of prompts, got the string 'yes'"):
+    with pytest.raises(ConfigError, match=r"list of prompts, got 'yes'"):
         from_records(tokenizer).generate("yes")
 
 

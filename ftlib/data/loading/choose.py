@@ -197,10 +197,17 @@ def _unknown(
         nearest += f"{near[0].name!r} does not fit {', '.join(unfit[:NEAREST])}{more}. "
     return DataError(
         f"expected rows in one of the known formats (docs/formats.md), found the keys {keys}. {nearest}"
-        f'Map columns: columns={{"prompt": …, "completion": …}}.{named}{header}',
+        f"Map columns: columns={_mapping(keys)}.{named}{header}",
         code="unknown_format",
         file=file,
     )
+
+
+def _mapping(keys: Sequence[str]) -> str:
+    """Known names for keys that differ from them in case alone, or what a mapping looks like."""
+    known = {name for rule in RULES for name in rule.names}
+    found = {key.lower(): key for key in keys if key not in known and key.lower() in known}
+    return str(found) if found else '{"prompt": …, "completion": …}'
 
 
 def _keys(rows: Sequence[Row]) -> list[str]:

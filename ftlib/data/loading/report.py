@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ftlib.errors import ConfigError
 
@@ -98,6 +98,8 @@ def load_report(records: Dataset) -> LoadReport:
     Raises:
         ConfigError: records that carry none.
     """
+    if not isinstance(records, Dataset | IterableDataset):
+        raise ConfigError(f"load_report: expected what load_records gives, got {records!r:.80}.")
     try:
         found: Any = json.loads(records.info.description)[_KEY]
     except (ValueError, KeyError, TypeError) as error:

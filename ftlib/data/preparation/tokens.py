@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, final
 
+from ftlib.errors import ConfigError
+
 __all__ = ["BYTES_PER_TOKEN", "TokenCounter", "estimated_tokens"]
 
 BYTES_PER_TOKEN = 3  # a careful estimate where there is no tokenizer
@@ -35,6 +37,11 @@ class TokenCounter:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        if not callable(getattr(tokenizer, "tokenize", None)):
+            raise ConfigError(
+                "prepare: expected tokenizer as one of transformers, its name or its folder, got "
+                f"{tokenizer!r:.80}."
+            )
         self.tokenizer = tokenizer
 
     @property

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 
+from ftlib.checks import SWITCH, check, number
 from ftlib.data.fingerprint import identity
 from ftlib.data.transforms.normalise import normalise
 from ftlib.data.transforms.prompts import asked, prompt_parts, questions, texts
@@ -59,8 +60,7 @@ def decontaminate(
     Source: Brown et al. 2020, appendix C, for runs of 13 words; the share is this library's own.
     """
     refuse_others("decontaminate", records)
-    if not 0.0 < share <= 1.0:
-        raise ConfigError(f"decontaminate: expected 0 < share <= 1, got {share}.")
+    check("decontaminate", {"remove": (remove, SWITCH), "share": (share, number(above=0, most=1))})
     held_out = _HeldOut.of(evaluation if isinstance(evaluation, Mapping) else {"evaluation": evaluation})
     least = Fraction(str(share))
     step = Step("decontaminate")
@@ -124,9 +124,9 @@ class _HeldOut:
         order = np.argsort(together, kind="stable")
         different, starts = np.unique(together[order], return_index=True)
         whole: dict[str, int] = {}
-        for number, (_, _, text) in enumerate(named):
-            if text and len(words[number]) < _SHORT:
-                whole.setdefault(text, number)
+        for place, (_, _, text) in enumerate(named):
+            if text and len(words[place]) < _SHORT:
+                whole.setdefault(text, place)
         return cls(
             sets=tuple(name for name, _, _ in named),
             names=tuple(name for _, name, _ in named),
@@ -173,9 +173,10 @@ def _runs(words: list[str], length: int | None = None) -> Shingles:
 
 
 def _texts_of(evaluation: Evaluation, name: str) -> list[str]:
-    if isinstance(evaluation, str):
+    if isinstance(evaluation, str) or not isinstance(evaluation, Iterable):
+        found_ = "one text" if isinstance(evaluation, str) else repr(evaluation)[:80]
         raise ConfigError(
-            f"decontaminate: expected texts or records as {name}, got one text. Put it in a list."
+            f"decontaminate: expected texts or records as {name}, got {found_}. Put texts in a list."
         )
     if isinstance(evaluation, (Dataset, IterableDataset)):
         rows = map(taken_out, evaluation.with_format(None))

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from datasets import Dataset, IterableDataset
 
+from ftlib.checks import TEXT, check, listed
 from ftlib.data.transforms.near import near_duplicates
 from ftlib.data.transforms.normalise import normalise
 from ftlib.data.transforms.prompts import SAYING, parts, texts
@@ -50,6 +51,7 @@ def deduplicate(
     refuse_others("deduplicate", records)
     if match not in get_args(Match):
         raise ConfigError(f"deduplicate: expected match as one of {list(get_args(Match))}, got {match!r}.")
+    check("deduplicate", {"columns": (columns, listed("names of columns", TEXT.holds, least=1).or_none)})
     if columns is not None and records.column_names is not None:
         _require(columns, records.column_names)
     step = Step("deduplicate")

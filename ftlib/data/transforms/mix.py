@@ -10,12 +10,21 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 
+from ftlib.checks import Wanted, check, number
 from ftlib.data.transforms.report import Records, Step, Transformed, TransformReport
 from ftlib.data.transforms.rows import fingerprint, refuse_others
 from ftlib.errors import ConfigError, DataError
 
 __all__ = ["mix"]
 
+SOURCES = Wanted(
+    "a dict of one source by name, or of several",
+    lambda value: isinstance(value, Mapping) and bool(value),
+)
+WEIGHTS = Wanted(
+    "a dict of one number per source",
+    lambda value: isinstance(value, Mapping) and all(map(number().holds, value.values())),
+)
 Stop = Literal["first", "all", "once"]
 
 _STRATEGIES = {
@@ -72,10 +81,10 @@ def mix(
 
 
 def _shares(sources: Mapping[str, Records], weights: Mapping[str, float] | None) -> list[float]:
-    if not sources:
-        raise ConfigError("mix: expected at least one source, got none.")
+    check("mix", {"sources": (sources, SOURCES)})
     for name, source in sources.items():
         refuse_others(f"mix: {name}", source)
+    check("mix", {"weights": (weights, WEIGHTS.or_none)})
     weights = dict.fromkeys(sources, 1.0) if weights is None else weights
     if set(weights) != set(sources):
         raise ConfigError(f"mix: expected a weight for each of {list(sources)}, got {list(weights)}.")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from ftlib.checks import INTEGER, TEXT, check, number
 from ftlib.data.transforms.membership import by_class, by_hash, legacy, validation_rows
 from ftlib.data.transforms.near import near_duplicates
 from ftlib.data.transforms.prompts import asked, prompt_columns, prompt_key, prompt_parts
@@ -56,8 +57,15 @@ def split(
             f"split: expected a datasets.Dataset, got {type(records).__name__}, whose end is not known. "
             "Load it with load_records, or cut it with take and skip."
         )
-    if not 0.0 < validation < 1.0:
-        raise ConfigError(f"split: expected 0 < validation < 1, got {validation}.")
+    check(
+        "split",
+        {
+            "validation": (validation, number(above=0, below=1)),
+            "seed": (seed, INTEGER),
+            "group": (group, TEXT),
+            "stratify": (stratify, TEXT.or_none),
+        },
+    )
     if method is not None:
         return _legacy(records, validation, seed, group, stratify, method)
     groups = _groups(records, group)

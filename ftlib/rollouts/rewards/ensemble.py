@@ -15,18 +15,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, cast, final, get_args
+from typing import Any, Literal, cast, final
 
 import torch
 from torch import Tensor
 
-from ftlib.errors import ConfigError, ShapeError
+from ftlib.checks import Wanted, check, one_of
+from ftlib.errors import ShapeError
 from ftlib.rollouts.rewards.protocol import Item, Reward, RewardOut
 from ftlib.rollouts.rewards.values import call_reward, value_of
 
 __all__ = ["Reduce", "ensemble"]
 
 Reduce = Literal["mean", "min", "mean-std"]
+MEMBERS = Wanted(
+    "a list of rewards, or a dict of them by name, not empty",
+    lambda value: isinstance(value, list | tuple | Mapping) and bool(value),
+)
 _REDUCE: dict[Reduce, Callable[[Tensor], Tensor]] = {
     "mean": lambda members_M: members_M.mean(0),
     "min": lambda members_M: members_M.amin(0),
@@ -53,10 +58,7 @@ def ensemble(
         >>> ensemble([one, two], reduce="min")(["?"], ["!"])[0].score
         1.0
     """
-    if not members:
-        raise ConfigError("ensemble: expected at least one reward, got none.")
-    if reduce not in get_args(Reduce):
-        raise ConfigError(f"ensemble: expected reduce to be one of {list(get_args(Reduce))}, got {reduce!r}.")
+    check("ensemble", {"members": (members, MEMBERS), "reduce": (reduce, one_of(Reduce))})
     named = dict(members) if isinstance(members, Mapping) else _named(members)
     return _Ensemble(named, reduce, skip_none)
 

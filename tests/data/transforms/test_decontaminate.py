@@ -125,9 +125,9 @@ def test_fingerprints_follow_the_parameters():
 @pytest.mark.parametrize(
     ("evaluation", "options", "message"),
     [
-        (["a"], {"share": 0.0}, "expected 0 < share <= 1"),
+        (["a"], {"share": 0.0}, "share: expected a number > 0 and <= 1"),
         ({}, {}, "expected at least one evaluation set"),
-        ("text", {}, "got one text. Put it in a list"),
+        ("text", {}, "got one text. Put texts in a list"),
         ([{"text": "a"}], {}, "got dict. Load records with load_records"),
     ],
 )

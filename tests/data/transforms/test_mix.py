@@ -95,7 +95,7 @@ def test_a_column_that_a_source_lacks_is_null():
 @pytest.mark.parametrize(
     ("sources", "options", "error", "message"),
     [
-        ({}, {}, ConfigError, "expected at least one source"),
+        ({}, {}, ConfigError, "expected a dict of one source by name"),
         ({"a": [1]}, {}, ConfigError, "mix: a: expected a datasets.Dataset"),
         (
             {"a": source("a", 2)},

@@ -95,7 +95,7 @@ def test_seeds_give_other_sides():
 
 
 def test_what_cannot_be_split_is_refused():
-    with pytest.raises(ConfigError, match="0 < validation < 1, got 1"):
+    with pytest.raises(ConfigError, match="split: validation: expected a number > 0 and < 1, got 1"):
         split(pairs(4), validation=1.0)
     with pytest.raises(DataError, match="at least two groups by 'prompt', got 1 in 3 rows"):
         split(pairs(3, prompt="same"))
