@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 
-from ftlib.checks import Wanted, check, number
+from ftlib.checks import NATURAL, Wanted, check, number, one_of
 from ftlib.data.transforms.report import Records, Step, Transformed, TransformReport
 from ftlib.data.transforms.rows import fingerprint, refuse_others
 from ftlib.errors import ConfigError, DataError
@@ -66,8 +66,7 @@ def mix(
         DataError: an empty source, or columns of one name and different types.
     """
     shares = _shares(sources, weights)
-    if stop not in _STRATEGIES:
-        raise ConfigError(f"mix: expected stop as one of {sorted(_STRATEGIES)}, got {stop!r}.")
+    check("mix", {"stop": (stop, one_of(Stop)), "seed": (seed, NATURAL)})
     step = Step("mix")
     options = {"probabilities": shares, "seed": seed, "stopping_strategy": _STRATEGIES[stop]}
     kinds = {isinstance(source, IterableDataset) for source in sources.values()}

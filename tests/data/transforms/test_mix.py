@@ -109,7 +109,7 @@ def test_a_column_that_a_source_lacks_is_null():
             ConfigError,
             r"expected weights above 0, got \{'a': 0\}",
         ),
-        ({"a": source("a", 2)}, {"stop": "never"}, ConfigError, "expected stop as one of"),
+        ({"a": source("a", 2)}, {"stop": "never"}, ConfigError, "mix: stop: expected one of"),
         (
             {"a": source("a", 2).select([])},
             {},
