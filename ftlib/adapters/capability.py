@@ -29,7 +29,7 @@ class Capabilities:
         off_is_base: switched off, the base's logits come back bit for bit.
         checkpointable: works under activation checkpointing.
         pooling: how sequence classification finds the last token.
-        learning_rate: default peak learning rate of a supervised trainer.
+        learning_rate: default peak learning rate of a supervised trainer; others take a share of it.
         virtual_rate: that of virtual tokens beside weights, whose default is `learning_rate`; else None.
         slow_below: a peak below this hardly moves it.
     """

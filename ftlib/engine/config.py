@@ -93,7 +93,8 @@ class TrainConfig:
         output_dir: where checkpoints go; None writes nothing to disk.
         epochs: passes over the data, >= 1; `max_steps` overrides it.
         max_steps: optimiser steps, >= 1.
-        learning_rate: peak; None takes the default of the way of training (2e-4 for LoRA, 2e-5 for full).
+        learning_rate: peak; None takes the trainer's default for the adapter (2e-4 for LoRA, 2e-5 for all
+            weights; a fifth of that in DPO and PPO).
         batch_size: examples (pairs, prompts) in one optimiser step over all ranks.
         max_tokens: most tokens of one micro-batch; bounds memory and does not change the result. None is
             768 on CPU and 16,384 on other devices. A longer example runs alone, with checkpointing.

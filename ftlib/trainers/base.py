@@ -8,6 +8,7 @@ A subclass says what is minimised and how records become examples:
 | the kind of model that a name loads | `task` | a causal language model |
 | whether examples are comparisons | `compares` | no |
 | the kind of its settings | `settings` | `TrainConfig` |
+| the default peak rate, as a share of the adapter's | `rate_share` | all of it |
 | the model trained, of one that is loaded | `prepare_model` | as it is |
 | what an objective needs of that model | `prepare_objective` | nothing |
 | the encoding of records | `default_encoder` | `Encoder(tokenizer)`, for the model's task |
@@ -125,7 +126,7 @@ class Trainer(Boundaries):
         )
         per_epoch = self.sampler.steps_per_epoch
         self.steps = self.config.max_steps or self.config.epochs * per_epoch
-        self.learning_rate = planned_rate(self.model, self.config)
+        self.learning_rate = planned_rate(self.model, self.config, self.rate_share)
         # 3. what steps, who is told, and what is kept
         self._stops = Stops()
         minimised = self.default_objective() if objective is None else objective
@@ -159,6 +160,7 @@ class Trainer(Boundaries):
     task: ClassVar[str] = "causal_lm"  # of `ftlib.load`, for a model given by name
     compares: ClassVar[bool] = False  # whether every example must hold two answers or more
     settings: ClassVar[type[TrainConfig]] = TrainConfig  # what `config` is
+    rate_share: ClassVar[float] = 1.0  # of the adapter's supervised learning rate
 
     def default_objective(self) -> Objective:
         """What is minimised when the caller gives no objective."""

@@ -37,7 +37,7 @@ from ftlib.trainers.base import Trainer
 from ftlib.trainers.inputs import AnyAdapter, check_ids
 from ftlib.trainers.options import checked_settings
 from ftlib.trainers.ppo_collect import Collector
-from ftlib.trainers.ppo_critic import CriticKind
+from ftlib.trainers.ppo_critic import RATE_SHARE, CriticKind
 from ftlib.trainers.ppo_given import given_rollouts, mean_reward
 from ftlib.trainers.ppo_health import Health
 from ftlib.trainers.ppo_inputs import (
@@ -100,6 +100,7 @@ class PPOTrainer(Trainer):
 
     config: PPOConfig
     settings: ClassVar[type[TrainConfig]] = PPOConfig
+    rate_share: ClassVar[float] = RATE_SHARE
     _rollout_metrics: Mapping[str, Mean] = {}  # for the next update
     _last: Sequence[Rollout] = ()  # rows of the last one
     no_predictions: ClassVar[str] = "expected a trainer of examples, got PPO. Use rollout(prompts)."

@@ -28,11 +28,15 @@ from ftlib.models.heads import new_value_head
 from ftlib.models.parts import inner_model
 from ftlib.models.sharing import on_same_base, shared_with
 from ftlib.objectives import PPO
+from ftlib.trainers.fit import default_rate
 
-__all__ = ["CriticKind", "OwnCritic", "make_critic", "value_head_of", "value_rate"]
+__all__ = ["RATE_SHARE", "CriticKind", "OwnCritic", "make_critic", "value_head_of", "value_rate"]
 
 CriticKind = Literal["head", "adapter"]
 RATE = 5.0  # of the critic's learning rate to the policy's
+# of the policy's default rate to a supervised one: 4e-5 for LoRA, as in tinker-cookbook's rl_loop, and 4e-6
+# for all weights, near the 3e-6 of Huang et al. 2024 (arXiv 2403.17031)
+RATE_SHARE = 1 / 5
 
 
 def value_head_of(model: nn.Module) -> nn.Linear:
@@ -49,7 +53,7 @@ def value_rate(config: PPOConfig, rate: float, policy: AnyModel) -> float:
     """
     if config.value_learning_rate is not None:
         return config.value_learning_rate
-    return RATE * (LORA.learning_rate if model_capabilities(policy).virtual_tokens else rate)
+    return RATE * (default_rate(LORA, RATE_SHARE) if model_capabilities(policy).virtual_tokens else rate)
 
 
 def make_critic(
