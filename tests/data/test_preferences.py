@@ -229,6 +229,7 @@ def test_a_bad_cell_is_named_as_the_file_names_it():
 
 
 def test_equal_sides_have_a_code_of_their_own():
+    """D6."""
     for row in (TEXT, CHAT):
         _, error = refused([row, {**row, "rejected": row["chosen"]}])
         assert (error.code, error.row) == ("identical_answers", 2)
@@ -263,6 +264,7 @@ DIFFER = {
 
 @pytest.mark.parametrize("name", DIFFER)
 def test_sides_that_answer_different_prompts_are_refused(name):
+    """D6."""
     _, error = refused([DIFFER[name]])
     assert error.code == "prompts_differ"
     assert (error.row, error.column) == (1, "rejected")

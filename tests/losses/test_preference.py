@@ -40,24 +40,26 @@ def log1pexp(x: float) -> float:
 
 
 def test_a_lead_of_one_costs_log_of_1_plus_1_over_e() -> None:
+    """R1: .3133."""
     assert_close(bradley_terry(torch.ones(1), torch.zeros(1)), torch.tensor([log1pexp(-1)]))
     assert log1pexp(-1) == pytest.approx(0.3133, abs=5e-5)
 
 
 def test_a_margin_of_one_half_leaves_half_the_lead() -> None:
+    """R1: .4741."""
     loss_B = bradley_terry(torch.ones(1), torch.zeros(1), margin_B=torch.tensor([0.5]))
     assert_close(loss_B, torch.tensor([log1pexp(-0.5)]))
     assert log1pexp(-0.5) == pytest.approx(0.4741, abs=5e-5)
 
 
 def test_centring_adds_its_weight_times_the_squared_sum() -> None:
-    """0.01 (1 + 0)^2 = 0.01."""
+    """R1: .01 more. 0.01 (1 + 0)^2 = 0.01."""
     plain, centred = (bradley_terry(torch.ones(1), torch.zeros(1), center=c) for c in (0.0, 0.01))
     assert_close(centred - plain, torch.tensor([0.01]))
 
 
 def test_a_soft_label_mixes_both_orders() -> None:
-    """p (log(1 + 1/e)) + (1 - p) log(1 + e), for a lead of one and p = 3/4."""
+    """R1: p (log(1 + 1/e)) + (1 - p) log(1 + e), for a lead of one and p = 3/4."""
     loss_B = bradley_terry(torch.ones(1), torch.zeros(1), label_B=torch.tensor([0.75]))
     assert_close(loss_B, torch.tensor([0.75 * log1pexp(-1) + 0.25 * log1pexp(1)]))
 
@@ -90,6 +92,7 @@ def test_a_soft_label_of_one_is_no_label() -> None:
 def test_values_at_a_tie_and_at_a_log_ratio_of_one(
     loss: Callable[..., Tensor], noise: float, at_0: float, at_1: float
 ) -> None:
+    """D1."""
     values_B = of_h(loss, torch.tensor([0.0, 1.0]), label_smoothing=noise)
     assert_close(values_B, torch.tensor([at_0, at_1], dtype=torch.float64), rtol=0, atol=5e-5)
 
@@ -110,6 +113,7 @@ def slope(loss: Callable[..., Tensor], h: float, **options: float) -> float:
 
 
 def test_where_each_loss_comes_to_rest() -> None:
+    """D1."""
     assert slope(dpo, math.log(9) / BETA, label_smoothing=NOISE) == pytest.approx(0, abs=1e-12)  # 0.9 / 0.1
     assert slope(ipo, 1 / (2 * BETA)) == pytest.approx(0, abs=1e-12)
     assert slope(hinge, 1 / BETA + 1e-6) == 0
@@ -166,6 +170,7 @@ def test_conservative_dpo_is_the_expectation_over_swaps() -> None:
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.49])
 def test_the_expectation_of_robust_dpo_over_swaps_is_dpo(noise: float) -> None:
+    """D1."""
     h_B = torch.linspace(-30, 30, 7, dtype=torch.float64)
     expected_B = sum(
         share * of_h(robust_dpo, sign * h_B, label_smoothing=noise)
@@ -350,12 +355,13 @@ def policy_after(loss: Callable[..., Tensor], rate: float) -> Tensor:
 
 
 def test_a_reward_table_finds_the_true_differences() -> None:
+    """R3: Bradley-Terry scores of eight arms, from all pairs."""
     table_A = descended(lambda scores_A: bradley_terry(scores_A[FIRST], scores_A[SECOND]), rate=0.5)
     assert_close(table_A.diff(), torch.full((ARMS - 1,), 1 / 7, dtype=torch.float64))
 
 
 def test_dpo_finds_the_optimum_of_reward_less_kl() -> None:
-    """The policy proportional to reference * exp(score / beta)."""
+    """D5: The policy proportional to reference * exp(score / beta)."""
     policy_A = policy_after(dpo, rate=10.0)
     assert_close(policy_A, (TRUTH_A / STRENGTH).softmax(0))
     published = [0.0035, 0.0070, 0.0144, 0.0294, 0.0601, 0.1227, 0.2507, 0.5121]
@@ -365,7 +371,7 @@ def test_dpo_finds_the_optimum_of_reward_less_kl() -> None:
 
 
 def test_ipo_finds_the_least_squares_of_bounded_preferences() -> None:
-    """Of the targets (2p - 1) / (2 beta), summed over opponents and divided by the number of arms."""
+    """D5: Of the targets (2p - 1) / (2 beta), summed over opponents and divided by the number of arms."""
     policy_A = policy_after(ipo, rate=1 / 32)
     target_AA = (2 * torch.sigmoid(TRUTH_A[:, None] - TRUTH_A[None]) - 1) / (2 * STRENGTH)
     assert_close(policy_A, (target_AA.sum(1) / ARMS).softmax(0))

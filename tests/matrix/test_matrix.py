@@ -114,6 +114,7 @@ def test_a_refusal_names_what_was_expected_what_was_found_and_another_way() -> N
 
 @every
 def test_a_fresh_one_is_the_identity_and_off_is_the_base_where_declared(cell: str) -> None:
+    """D2, with the DPO cells of every adapter."""
     row, column = works(cell)
     expected = column.read(column.plain(row), column.probed, path="padded")
     model = column.make(row).model
@@ -140,6 +141,7 @@ def test_it_learns_and_leaves_the_base_as_it_was(cell: str) -> None:
 
 @every
 def test_a_batch_says_what_single_rows_say(cell: str) -> None:
+    """R2, with the reward cells of every adapter."""
     row, column = works(cell)
     model = column.trained(row)
     alone = torch.cat([column.read(model, [one]) for one in column.probed])
@@ -148,6 +150,7 @@ def test_a_batch_says_what_single_rows_say(cell: str) -> None:
 
 @every
 def test_any_cut_into_micro_batches_has_the_same_gradients(cell: str) -> None:
+    """D4, with the DPO cells of every adapter."""
     row, column = works(cell)
     whole, *cut = (
         step(column.make(row, model=column.trained(row), max_tokens=tokens, **GRADIENT))

@@ -104,6 +104,7 @@ def assert_close_to_their_size(found: dict[str, Tensor], expected: dict[str, Ten
 @pytest.mark.parametrize("reference", ["auto", "snapshot", "copy", "a model"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_first_loss_is_ln_2_and_every_margin_0(policy: str, reference: Any, cache: bool) -> None:
+    """D2; for every adapter in `tests/matrix`."""
     model = POLICIES[policy]()
     given = deepcopy(model).requires_grad_(False) if reference == "a model" else reference
     trainer = dpo(adapter=None, model=model, reference=given, reference_cache=cache, max_tokens=60)
@@ -133,6 +134,7 @@ def test_dropout_comes_back_after_a_step() -> None:
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_after_sft_in_the_same_process_the_reference_is_what_sft_made(adapter: str) -> None:
+    """D2."""
     base = said(tiny_model())
     first = sft(adapter=adapter, epochs=2, learning_rate=1e-2)
     first.train()
@@ -192,6 +194,7 @@ def test_a_launchers_mixed_precision_is_the_references_too(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("call", ["train", "resume", "step"])
 def test_weights_changed_after_the_trainer_was_made_are_noticed(call: str, tmp_path: Path) -> None:
+    """D2."""
     trainer = dpo(output_dir=tmp_path)
     moved(trainer.model)
     before = trained(trainer)
@@ -329,6 +332,7 @@ def test_uncached_it_is_asked_in_every_step(reference_forwards: list[int]) -> No
 
 
 def test_cached_is_live() -> None:
+    """D3."""
     cached, live = (dpo(adapter="full", epochs=2, reference_cache=cache) for cache in (True, False))
     for found, expected in zip(cached.train().history, live.train().history, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], abs=EXACT)
@@ -360,6 +364,7 @@ def test_a_folder_keeps_it_for_runs_with_other_settings(
 def test_other_base_weights_are_another_reference(
     adapter: str, tmp_path: Path, reference_forwards: list[int]
 ) -> None:
+    """D3."""
     dpo(adapter=adapter, reference_cache=tmp_path).train()
     reference_forwards.clear()
     model = tiny_model()

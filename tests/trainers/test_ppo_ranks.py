@@ -62,6 +62,7 @@ TOLD = ("loss", "score", "kl", "dropped", "grad_norm", "explained_variance", "co
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_are_one_process_and_ask_for_each_reward_once(tmp_path, case):
+    """P19."""
     ranks(three_updates_on_a_rank, tmp_path, CASES[case], folder=tmp_path)
     asked: list[int] = []
     expected = three_updates(asked, **CASES[case])

@@ -104,6 +104,7 @@ def test_a_margin_in_the_data_is_asked_for() -> None:
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("max_tokens", [25, 60, 1000], ids=["single pairs", "several", "one micro-batch"])
 def test_any_cut_into_micro_batches_has_the_same_gradients(adapter: str, max_tokens: int) -> None:
+    """R5."""
     options = {"adapter": adapter, "center": 0.01, **GRADIENT}
     whole, cut = reward(max_tokens=10_000, **options), reward(max_tokens=max_tokens, **options)
     assert_close_to_their_size(moves(cut, PAIRS), moves(whole, PAIRS))
@@ -277,6 +278,7 @@ def test_score_of_messages_is_that_of_the_data(tokenizer: Any) -> None:
 
 
 def test_a_score_is_that_of_its_row_alone(tokenizer: Any) -> None:
+    """R2; for every adapter in `tests/matrix`."""
     trainer = from_records(tokenizer)
     together = trainer.score(PROMPTS, ANSWERS)
     alone = [trainer.score([prompt], [answer])[0] for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
@@ -325,6 +327,7 @@ def test_what_is_saved_scores_alike_in_plain_transformers(
 def test_the_head_moves_and_comes_back_from_what_was_saved(
     adapter: str, tokenizer: Any, tmp_path: Path
 ) -> None:
+    """R4."""
     trainer = from_records(tokenizer, adapter, learning_rate=1e-2)
     before = head(trainer)
     trainer.train()
