@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from ftlib.checks import COUNT, INTEGER, NAMES, NATURAL, PATH, SWITCH, TEXT, che
 from ftlib.errors import ConfigError, DataError, FtlibError
 from tests.data.tokenizers_zoo import tiny
 from tests.models_zoo import tiny_model
+from tests.trainers.ppo_tiny import by_tokens, prompts
+from tests.trainers.preferences import preference_trainer
 from tests.trainers.tiny import sft
 
 ANYTHING: list[Any] = [
@@ -83,6 +86,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "TrainConfig": (ft.TrainConfig, ()),
     "PPOConfig": (ft.PPOConfig, ()),
     **{name: (getattr(ft.adapters, name), ()) for name in ("lora", "ia3", "prompt", "p_tuning", "prefix")},
+    "stack": (ft.adapters.stack, (ft.adapters.prompt(2), ft.adapters.lora(2))),
     "merge": (ft.adapters.merge, (tiny_model("llama"),)),
     "load": (ft.load, ("no/such/folder",)),
     "load_records": (ft.load_records, ([{"prompt": "a", "completion": "b"}],)),
@@ -145,6 +149,33 @@ def test_any_other_name_of_an_option_is_answered_with_one_that_exists(name):
 def test_a_trainer_refuses_what_is_no_part_of_it(option, value):
     with pytest.raises(FtlibError):
         ft.SFTTrainer(tiny_model("llama"), sft().train_data, **{option: value})
+
+
+TRAINERS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
+    "SFTTrainer": (ft.SFTTrainer, lambda: {"train_dataset": sft().train_data}),
+    "RewardTrainer": (
+        ft.RewardTrainer,
+        lambda: {"train_dataset": preference_trainer(ft.DPOTrainer).train_data},
+    ),
+    "DPOTrainer": (ft.DPOTrainer, lambda: {"train_dataset": preference_trainer(ft.DPOTrainer).train_data}),
+    "PPOTrainer": (ft.PPOTrainer, lambda: {"prompts": prompts(4), "reward": by_tokens}),
+}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_no_argument_of_a_trainer_breaks_out_below_the_surface(name):
+    kind, usual = TRAINERS[name]
+    base, given_ = tiny_model("llama"), usual()
+    kind(model=deepcopy(base), adapter=ft.adapters.lora(2), **given_)  # as it stands, it is right
+    for option in inspect.signature(kind).parameters:
+        for value in ANYTHING:
+            options = {"model": deepcopy(base), "adapter": ft.adapters.lora(2), **given_, option: value}
+            try:
+                kind(**options)
+            except FtlibError as error:
+                assert len(str(error)) > 20, (option, value)  # noqa: PT017  both outcomes are right
+            except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+                pytest.fail(f"{name}({option}={value!r:.30}): {type(error).__name__}: {error}")
 
 
 def test_what_is_asked_of_a_trainer_is_checked():

@@ -17,9 +17,14 @@ from peft.utils.peft_types import PeftType
 from ftlib.adapters.adapter import Adapter
 from ftlib.adapters.capability import intersection
 from ftlib.adapters.tokens import move_new_tokens
+from ftlib.checks import Wanted, check
 from ftlib.errors import CapabilityError
 
 __all__ = ["stack"]
+
+PART = Wanted(
+    "what ftlib.adapters makes, or a peft.PeftConfig", lambda value: isinstance(value, Adapter | PeftConfig)
+)
 
 
 def stack(a: Adapter | PeftConfig, b: Adapter | PeftConfig) -> Adapter:
@@ -33,6 +38,7 @@ def stack(a: Adapter | PeftConfig, b: Adapter | PeftConfig) -> Adapter:
         b: one of the other kind.
 
     Raises:
+        ConfigError: what is no adapter.
         CapabilityError: two adapters that cannot be trained together.
 
     Example:
@@ -40,6 +46,7 @@ def stack(a: Adapter | PeftConfig, b: Adapter | PeftConfig) -> Adapter:
         >>> stack(prompt(8), lora(4)).kind
         'prompt + lora'
     """
+    check("stack", {"a": (a, PART), "b": (b, PART)})
     parts = [Adapter.of(each) if isinstance(each, PeftConfig) else each for each in (a, b)]
     virtual = [part for part in parts if _is_virtual(part)]
     weights = [part for part in parts if _is_of_weights(part)]
