@@ -30,6 +30,7 @@ __all__ = [
     "check_encoder",
     "check_ids",
     "context_length",
+    "count_comparisons",
     "encode",
     "is_encoded",
     "resolve_model",
@@ -196,6 +197,11 @@ def check_comparisons(data: Dataset | Sequence[Mapping[str, Any]], name: str) ->
                 f"{count} answer in {data[index]['source']}. ftlib.SFTTrainer learns single answers.",
                 code="no_comparison",
             )
+
+
+def count_comparisons(data: Dataset | Sequence[Mapping[str, Any]]) -> int:
+    """How many examples hold two answers or more."""
+    return sum(count > 1 for count in _answers(data))
 
 
 def _answers(data: Dataset | Sequence[Mapping[str, Any]]) -> Iterator[int]:

@@ -5,14 +5,18 @@ Domain pre-training is the same trainer on `text` records: an empty prefix, ever
 
 from __future__ import annotations
 
+import logging
 from typing import final
 
 from ftlib.batches import LossOutput
 from ftlib.evaluation import perplexity
 from ftlib.objectives import SFT, Objective
 from ftlib.trainers.base import Trainer
+from ftlib.trainers.inputs import count_comparisons
 
 __all__ = ["SFTTrainer"]
+
+logger = logging.getLogger(__name__)
 
 
 @final
@@ -25,7 +29,15 @@ class SFTTrainer(Trainer):
     """
 
     def default_objective(self) -> Objective:
-        """`objectives.SFT`."""
+        """`objectives.SFT`, which trains the best of several answers alone."""
+        compared = count_comparisons(self.train_data)
+        if compared:
+            logger.warning(
+                "%d of %d examples compare answers: the best of each is trained, the others are not used. "
+                "DPOTrainer learns from both sides.",
+                compared,
+                len(self.train_data),
+            )
         return SFT()
 
     def evaluation(self, output: LossOutput) -> dict[str, float]:

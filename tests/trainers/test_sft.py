@@ -309,6 +309,16 @@ def test_the_context_bounds_each_continuation_and_not_their_sum():
         sft(data=[of_lengths(2, 3, CONTEXT - 1, source="one is long")])
 
 
+def test_of_comparisons_the_worse_answers_are_said_to_be_unused(tokenizer, caplog):
+    pair = {"prompt": "Q", "chosen": " yes", "rejected": " no"}
+    other = {"prompt": "R", "chosen": " no", "rejected": " yes"}
+    from_records(tokenizer, [pair, other])
+    assert "2 of 2 examples compare answers: the best of each is trained" in caplog.text
+    caplog.clear()
+    from_records(tokenizer)
+    assert "compare answers" not in caplog.text
+
+
 @pytest.mark.parametrize("data", [[], iter(())])
 def test_no_data_is_refused(data, tokenizer):
     with pytest.raises(DataError):
