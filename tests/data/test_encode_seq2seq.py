@@ -147,5 +147,7 @@ def test_options_that_would_train_the_prompt_are_refused(options: dict[str, Any]
 
 
 def test_an_unknown_task_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"task as one of \['causal_lm', 'seq2seq_lm'\], got 'seq2seq'"):
+    with pytest.raises(
+        ConfigError, match=r"task: expected one of \['causal_lm', 'seq2seq_lm'\], got 'seq2seq'"
+    ):
         Encoder(t5_tokenizer(), task="seq2seq")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from typing import Any
 
@@ -36,7 +37,7 @@ def tried(template: str) -> str | None:
         (ROUND + "{{ 'A' * 99999 }}{% endfor %}", "characters beside"),
         (
             "{% set ns = namespace(x='A') %}" + ROUND + "{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-            "MB of memory",
+            "MB of memory|runs for more than",  # whichever a slow machine reaches first
         ),
         ("{% if messages | length > 2 %}" + LOOP + "{% endif %}", "runs for more than"),
         ("{% if messages | length < 4 %}{{ raise_exception('no') }}{% endif %}" + LOOP, "runs for more than"),
@@ -44,7 +45,7 @@ def tried(template: str) -> str | None:
     ids=["loop", "constant", "long", "long_loop", "doubling", "later_turns", "behind_an_error"],
 )
 def test_a_template_that_takes_too_much_is_refused(template: str, wrong: str) -> None:
-    assert wrong in str(tried(template))
+    assert re.search(wrong, str(tried(template)))
 
 
 def test_the_encoder_names_the_row_and_renders_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
