@@ -52,7 +52,7 @@ def finish(tmp_path_factory):
     return run
 
 
-@pytest.fixture(params=["sft", *(pytest.param(task, marks=pytest.mark.long) for task in TASKS[1:])])
+@pytest.fixture(params=[pytest.param(task, marks=pytest.mark.long) for task in TASKS])
 def task(request) -> str:
     return request.param
 
