@@ -19,7 +19,17 @@ from ftlib.batches import Mean, PackedBatch, Rollout
 from ftlib.errors import ConfigError, ShapeError
 from ftlib.losses import kl_estimate
 
-__all__ = ["PTX", "Example", "Rows", "examples", "is_ptx", "ptx_row", "rollout_metrics", "to_row"]
+__all__ = [
+    "PTX",
+    "Example",
+    "Rows",
+    "examples",
+    "is_ptx",
+    "of_one_prompt",
+    "ptx_row",
+    "rollout_metrics",
+    "to_row",
+]
 
 Example = dict[str, Any]  # an encoded row, as `collate` takes it
 PTX = "ptx"  # the extra that marks rows of pre-training text
@@ -34,7 +44,10 @@ def examples(rows: Sequence[Example], *, max_tokens: int | None = None) -> list[
         max_tokens: most tokens of a group of several rows; None for no bound.
     """
     groups = []
-    for joined in _of_one_prompt(rows, math.inf if max_tokens is None else max_tokens):
+    prompts = [row["prefix_ids"] for row in rows]
+    own = [len(row["continuation_ids"][0]) for row in rows]
+    for members in of_one_prompt(prompts, own, math.inf if max_tokens is None else max_tokens):
+        joined = [rows[index] for index in members]
         first = joined[0]
         parts = {
             name: [part for member in joined for part in member[name]]
@@ -46,17 +59,25 @@ def examples(rows: Sequence[Example], *, max_tokens: int | None = None) -> list[
     return groups
 
 
-def _of_one_prompt(rows: Sequence[Example], max_tokens: float) -> Iterator[list[Example]]:
-    for _, members in groupby(rows, key=lambda row: row["prefix_ids"]):
-        joined: list[Example] = []
+def of_one_prompt(
+    prompts: Sequence[Sequence[int]], lengths: Sequence[int], max_tokens: float
+) -> Iterator[list[int]]:
+    """Indices of rows next to each other that have one prompt, in groups of at most so many tokens.
+
+    Args:
+        prompts: token ids of each row.
+        lengths: tokens of each row behind its prompt.
+        max_tokens: of a group of several rows, its prompt counted once.
+    """
+    for _, members in groupby(range(len(prompts)), key=prompts.__getitem__):
+        joined: list[int] = []
         size = 0
-        for row in members:
-            own = len(row["continuation_ids"][0])
-            if joined and size + own > max_tokens:
+        for index in members:
+            if joined and size + lengths[index] > max_tokens:
                 yield joined
                 joined = []
-            size = size + own if joined else len(row["prefix_ids"]) + own
-            joined.append(row)
+            size = (size if joined else len(prompts[index])) + lengths[index]
+            joined.append(index)
         yield joined
 
 

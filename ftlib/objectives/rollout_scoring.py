@@ -1,6 +1,7 @@
 """What policy, reference and critic say of rollouts before an update: the numbers that stay fixed in it.
 
-All come from `models.forward`, the path of the loss itself, so the first minibatch has ratio 1.
+All come from `models.forward`, the path of the loss itself, so the first minibatch has ratio 1. Completions
+of one prompt that stand next to each other share its computation, as they do in the loss.
 
 Shapes: N scored rows of a micro-batch, L tokens of one completion.
 """
@@ -20,6 +21,7 @@ from ftlib.data.sampler import pack
 from ftlib.models import Scored, forward
 from ftlib.models.modes import no_dropout
 from ftlib.models.references import Reference
+from ftlib.objectives.rollout_rows import of_one_prompt
 
 __all__ = ["read_rollouts"]
 
@@ -51,11 +53,13 @@ def read_rollouts(
     Returns:
         The rollouts, and the entropy of the sampled tokens' distributions.
     """
+    prompts = [rollout.prompt_ids.tolist() for rollout in rollouts]
+    groups = list(of_one_prompt(prompts, [len(rollout.completion_ids) for rollout in rollouts], max_tokens))
     read: list[Rollout] = list(rollouts)
     entropy = Mean(torch.zeros(()), torch.zeros(()))
     own = critic is policy
-    for members in pack([len(rollout) for rollout in rollouts], max_tokens):
-        batch = collate([_group(rollouts[index]) for index in members]).to(device)
+    for some in pack([_tokens(rollouts, members) for members in groups], max_tokens):
+        batch = collate([_group([rollouts[index] for index in groups[k]]) for k in some]).to(device)
         with no_dropout(policy):
             scored = forward(policy, batch, temperature=temperature, entropy=True, values=own)
         valued = scored
@@ -64,15 +68,24 @@ def read_rollouts(
                 valued = forward(critic, batch, logprobs=False, values=True)
         reference_N = None if reference is None else reference.logprobs(batch)
         entropy = entropy + Mean(_summed(scored.entropy_N), torch.tensor(float(len(batch.rows_N))))
-        for place, index in enumerate(members):
+        for place, index in enumerate(index for k in some for index in groups[k]):
             of_row = batch.owner_N == place
             read[index] = _with(read[index], scored, valued, reference_N, of_row, place)
     return read, entropy
 
 
-def _group(rollout: Rollout) -> Group:
-    prompt = rollout.prompt_ids
-    return Group(prompt, torch.zeros(len(prompt)), (rollout.completion_ids,), (rollout.mask.float(),))
+def _group(rollouts: Sequence[Rollout]) -> Group:
+    """Completions of one prompt, which is computed once."""
+    prompt = rollouts[0].prompt_ids
+    completions = tuple(rollout.completion_ids for rollout in rollouts)
+    return Group(
+        prompt, torch.zeros(len(prompt)), completions, tuple(rollout.mask.float() for rollout in rollouts)
+    )
+
+
+def _tokens(rollouts: Sequence[Rollout], members: Sequence[int]) -> int:
+    """Of these rollouts of one prompt, computed together."""
+    return len(rollouts[members[0]].prompt_ids) + sum(len(rollouts[k].completion_ids) for k in members)
 
 
 def _with(

@@ -11,8 +11,10 @@ from torch.testing import assert_close
 
 from ftlib.adapters import lora
 from ftlib.batches import Rollout
+from ftlib.data import collate
 from ftlib.errors import ConfigError
 from ftlib.losses import gae, shape_rewards, token_logprobs, whiten
+from ftlib.objectives import rollout_scoring
 from ftlib.objectives.rollout_scoring import read_rollouts
 from ftlib.rollouts import FunctionSampler, Sampled
 from ftlib.trainers import PPOTrainer
@@ -59,6 +61,26 @@ def test_sampler_trainer_and_reference_say_what_the_model_says(arch, temperature
             expected = own_logprobs(trainer.model.eval(), row, temperature=temperature)
             for found in (row.sampler_logprobs, row.old_logprobs, row.ref_logprobs):
                 assert_close(found, expected, rtol=0, atol=EXACT)
+
+
+def test_completions_of_one_prompt_are_read_together_and_say_what_they_say_alone(monkeypatch):
+    trainer = ppo(samples_per_prompt=3, batch_size=12, max_tokens=64)
+    rows = trainer.rollout(trainer.train_data)
+    alone = [read(trainer, [row])[0] for row in rows]
+    shared: list[int] = []
+
+    def counting(groups):
+        shared.extend(len(group.continuation_ids) for group in groups)
+        return collate(groups)
+
+    monkeypatch.setattr(rollout_scoring, "collate", counting)
+    together = read(trainer, rows)
+    assert shared
+    assert set(shared) == {3}, "each prompt once, with its three completions"
+    for ours, theirs in zip(together, alone, strict=True):
+        for name in ("old_logprobs", "ref_logprobs", "values"):
+            assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=EXACT, equal_nan=True)
+        assert ours.end_value == pytest.approx(theirs.end_value, abs=EXACT)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
